@@ -1,0 +1,1 @@
+"""Quantization-aware training and coordinate pruning: PyTorch in, QONNX out."""

@@ -1,0 +1,123 @@
+"""Train, prune, quantize and export the Fashion-MNIST demo network.
+
+    python -m sentei.host.train.fashion_mnist --keep 1   --out models/fmnist-dense.onnx
+    python -m sentei.host.train.fashion_mnist --keep 1/9 --out models/fmnist-ninth.onnx
+
+Two stages: a float model, then 4-bit training from it, distilled from it, during which the kernel elements of every
+convolution but the first fall to the kept fraction.  The float model depends on the seed and the
+number of float epochs alone; with ``--resume`` it is reused.  Beside the QONNX file stands its model card
+(``.json``), whose accuracy is that of executing the exported graph with qonnx on all test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from sentei.host.train import data
+from sentei.host.train.evaluate import densities, qonnx_logits
+from sentei.host.train.export import export_qonnx, freeze
+from sentei.host.train.loop import Images, Recipe, accuracy, fit, to_input
+from sentei.host.train.model import FashionNet
+from sentei.host.train.prune import SlotPruner
+from sentei.host.train.quant import calibrate, set_quantized
+
+FLOAT_LEARNING_RATE = 0.1
+QUANTIZED_LEARNING_RATE = 0.05
+DISTILLATION = 0.5
+PRUNING_END = 0.6  # share of the quantized stage after which the masks are frozen
+CALIBRATION_IMAGES = 1000
+PACKAGES = ("torch", "numpy", "onnx", "qonnx", "onnxruntime")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m sentei.host.train.fashion_mnist", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="QONNX file to write; its model card gets .json")
+    parser.add_argument("--keep", type=Fraction, default=Fraction(1), help="kept fraction of kernel elements, as 1/9")
+    parser.add_argument("--group", type=int, default=8, help="output channels that share their kept elements")
+    parser.add_argument("--float-epochs", type=int, default=10, help="epochs of the float stage")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the quantized stage, pruning included")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-images", type=int, help="train on the first so many images only (to try things out)")
+    parser.add_argument("--data", type=Path, help="folder of the IDX files (default: where Debian installs them)")
+    parser.add_argument("--work", type=Path, default=Path("build/train"), help="folder for checkpoints")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --work")
+    options = parser.parse_args(arguments)
+
+    torch.manual_seed(options.seed)
+    torch.use_deterministic_algorithms(True)
+    train = _load("train", options.data, options.train_images)
+    test = _load("test", options.data)
+
+    network = FashionNet().to(memory_format=torch.channels_last)
+    float_seconds = fit(
+        network, train, test, Recipe(options.float_epochs, FLOAT_LEARNING_RATE), seed=options.seed, name="float",
+        checkpoint=options.work / f"float-s{options.seed}-e{options.float_epochs}-n{len(train)}.pt",
+        resume=options.resume,
+    )
+    float_accuracy = accuracy(network, test)
+    teacher = copy.deepcopy(network).eval()
+
+    calibrate(network, to_input(train.images[:CALIBRATION_IMAGES]), fixed=frozenset([network.input]))
+    set_quantized(network, True)
+    pruner = SlotPruner(network.prunable(), options.keep, options.group)
+    quantized_seconds = fit(
+        network, train, test, Recipe(options.epochs, QUANTIZED_LEARNING_RATE, distillation=DISTILLATION),
+        seed=options.seed + 1, name=options.out.stem, teacher=teacher,
+        checkpoint=options.work / f"{options.out.stem}.pt", resume=options.resume,
+        before_step=lambda progress: pruner.update(progress / PRUNING_END),
+    )
+    pruner.finish()
+    freeze(network)
+    export_qonnx(network, options.out, (1, 1, 28, 28))
+
+    start = time.monotonic()
+    inputs = to_input(test.images)
+    logits = qonnx_logits(options.out, inputs.numpy())
+    reached = float((logits.argmax(1) == test.labels.numpy()).mean())
+    with torch.no_grad():
+        differing = int((network(inputs).argmax(1).numpy() != logits.argmax(1)).sum())
+    card = {
+        "file": options.out.name,
+        "command": shlex.join(["python", "-m", "sentei.host.train.fashion_mnist",
+                               *(sys.argv[1:] if arguments is None else arguments)]),
+        "data": "Fashion-MNIST (MIT), 60,000 training and 10,000 test images",
+        "train_images": len(train),
+        "seed": options.seed,
+        "keep": str(options.keep),
+        "group": options.group,
+        "epochs": {"float": options.float_epochs, "quantized": options.epochs},
+        "wall_seconds": {"float": round(float_seconds), "quantized": round(quantized_seconds),
+                         "qonnx_test": round(time.monotonic() - start)},
+        "test_images": len(test),
+        "float_accuracy": float_accuracy,
+        "quantized_accuracy": reached,
+        "quantized_accuracy_by": "qonnx.core.onnx_exec.execute_onnx",
+        "labels_that_differ_from_torch": differing,
+        "density": densities(options.out),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+    }
+    options.out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    print(f"{options.out}: accuracy {reached:.4f} quantized, {float_accuracy:.4f} float", flush=True)
+
+
+def _load(split: str, folder: Path | None, count: int | None = None) -> Images:
+    images, labels = data.fashion_mnist(split, folder)
+    return Images(torch.from_numpy(images[:count].copy()), torch.from_numpy(labels[:count].astype("int64")))
+
+
+if __name__ == "__main__":
+    main()

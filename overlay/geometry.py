@@ -1,0 +1,123 @@
+"""Size of an engine: array, memories, bus. The one object from which gateware is generated and programs are compiled.
+
+                 columns = groups x group_columns
+          group 0          group 1             group n
+        +---------+      +---------+         +---------+
+lanes   |  MACs   |      |  MACs   |   ...   |  MACs   |     each group: one aligner port, one step stream
+        +---------+      +---------+         +---------+
+             \\___ requantizer 0 ___/              requantizer r serves groups / requantizers groups
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+
+from sentei.overlay.errors import GeometryError
+
+ACTIVATION_BITS = 4
+WEIGHT_BITS = 4
+LOAD_BITS = 64  # unit of the loader: every memory's entry is a whole number of such words
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Every size of an engine. Memories are counted in entries; an activation word is one nibble per lane."""
+
+    lanes: int = 32
+    columns: int = 32
+    groups: int = 4
+    requantizers: int = 2
+    accumulator_bits: int = 16  # in the array
+    wide_bits: int = 24  # after the array: partial sums, thresholds, logits
+    activation_words: int = 8192
+    stream_words: int = 4096  # per group: job headers and steps
+    tile_entries: int = 512
+    tap_entries: int = 2048
+    mask_entries: int = 512
+    channel_entries: int = 512  # per requantizer: thresholds
+    instruction_words: int = 1024
+    profile_entries: int = 256
+    bus_bits: int = 64  # DMA data width
+
+    def __post_init__(self):
+        def power_of_two(name: str, low: int, high: int) -> None:
+            value = getattr(self, name)
+            if value & (value - 1) or not low <= value <= high:
+                raise GeometryError(f"{name} must be a power of two from {low} to {high}, not {value!r}")
+
+        for name, low, high in (
+            ("lanes", 4, 64),
+            ("columns", 2, 64),
+            ("groups", 1, 8),
+            ("requantizers", 1, 8),
+            ("activation_words", 64, 65536),
+            ("stream_words", 64, 65536),
+            ("tile_entries", 16, 65536),
+            ("tap_entries", 16, 65536),
+            ("mask_entries", 16, 4096),
+            ("channel_entries", 8, 4096),
+            ("instruction_words", 16, 65536),
+            ("profile_entries", 8, 4096),
+            ("bus_bits", 32, 128),
+        ):
+            power_of_two(name, low, high)
+        if self.columns < self.groups:
+            raise GeometryError(f"columns must be at least groups ({self.groups}), not {self.columns}")
+        if self.requantizers > self.groups:
+            raise GeometryError(f"requantizers must be at most groups ({self.groups}), not {self.requantizers}")
+        if not 12 <= self.accumulator_bits <= self.wide_bits:
+            raise GeometryError(f"accumulator_bits must be 12 to wide_bits, not {self.accumulator_bits}")
+        if self.wide_bits % 4 or not 16 <= self.wide_bits <= 32:
+            raise GeometryError(f"wide_bits must be a multiple of 4 from 16 to 32, not {self.wide_bits}")
+
+    @property
+    def group_columns(self) -> int:
+        """Columns of one group: output channels that share a step."""
+        return self.columns // self.groups
+
+    @property
+    def groups_per_requantizer(self) -> int:
+        return self.groups // self.requantizers
+
+    @property
+    def array_macs(self) -> int:
+        """MACs in one array cycle."""
+        return self.lanes * self.columns
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of one activation word in main memory."""
+        return self.load_words_per_activation * LOAD_BITS // 8
+
+    @property
+    def load_words_per_activation(self) -> int:
+        return -(-self.lanes * ACTIVATION_BITS // LOAD_BITS)
+
+    @property
+    def wide_nibbles(self) -> int:
+        """Planes of nibbles that hold one wide (accumulator) plane."""
+        return self.wide_bits // ACTIVATION_BITS
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def with_(self, **changes: int) -> Geometry:
+        return replace(self, **changes)
+
+    def __str__(self) -> str:
+        return f"{self.lanes}x{self.columns}, {self.groups} groups"
+
+
+PRESETS = {
+    "32x32": Geometry(),
+    "16x16": Geometry(lanes=16, columns=16, groups=2, requantizers=1, activation_words=8192),
+    "8x8": Geometry(lanes=8, columns=8, groups=2, requantizers=2, bus_bits=32, activation_words=16384),
+}
+
+
+def fingerprint_of(geometry: Geometry, tables: object) -> int:
+    """32-bit identity of a geometry together with the field tables (anything JSON can hold)."""
+    text = json.dumps([geometry.to_dict(), tables], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

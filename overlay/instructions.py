@@ -1,0 +1,160 @@
+"""Formats that the engine reads: instructions, job headers, steps, and the entries of its tables.
+
+The sequencer carries out *instructions*: move data, run a layer, end. A RUN starts every group at the same address of
+its own *stream*, which holds jobs one after the other:
+
+    header (2 words) | step | step | ... | step(last) | header | step ...
+
+A job computes one block of `group_columns` output channels over a range of tiles; its steps are replayed for each tile.
+One step is one array cycle: it multiplies the vector at (plane, tap, tile) with one weight for each column. Where a
+step reads is found through three small tables, so that padding, strides and map sizes cost no logic and no cycle:
+
+    tile  -> row of taps, word of the input plane, word of the output plane
+    tap   -> offset in pixels from that word, row of masks       (address: tile.taps + step.tap)
+    mask  -> which lanes lie inside the map; the others read `pad`
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from sentei.overlay.fields import Layout
+from sentei.overlay.geometry import ACTIVATION_BITS, LOAD_BITS, WEIGHT_BITS, Geometry, fingerprint_of
+
+FORMAT_VERSION = 1
+THRESHOLDS = (1 << ACTIVATION_BITS) - 1
+NIBBLE_SHIFT = 4  # joining nibble passes: partial * 16 + accumulator
+
+
+class Opcode(IntEnum):
+    END = 0  # wait for everything, count the job, raise the interrupt
+    SYNC = 1  # wait until the DMA and all groups are idle
+    LOAD = 2  # main memory -> on-chip memory; returns at once, the next LOAD waits for it
+    STORE = 3  # activation memory -> main memory; likewise
+    RUN = 4  # start a layer on all groups; the next RUN waits for it
+
+
+class Memory(IntEnum):
+    """Destination of a LOAD."""
+
+    ACTIVATION = 0
+    STREAM = 1
+    TILE = 2
+    TAP = 3
+    MASK = 4
+    CHANNEL = 5
+
+
+class Base(IntEnum):
+    """Register that a LOAD or STORE adds its offset to."""
+
+    PROGRAM = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+INSTRUCTION = Layout(
+    "instruction",
+    ("opcode", 4, "Opcode"),
+    ("memory", 4, "LOAD: Memory"),
+    ("units", 8, "LOAD: a bit for each group (STREAM) or requantizer (CHANNEL) that takes the data"),
+    ("address", 16, "LOAD, STORE: first entry of the on-chip memory; RUN: stream address"),
+    ("count", 16, "LOAD, STORE: entries"),
+    ("layer", 16, "RUN: number for the profile"),
+    ("offset", 32, "LOAD, STORE: bytes from the base, a multiple of 8"),
+    ("base", 2, "LOAD, STORE: Base"),
+)
+INSTRUCTION_LOAD_WORDS = 2
+
+HEADER0 = Layout(
+    "header0",
+    ("tile", 16, "first tile"),
+    ("tiles", 16, "number of tiles; 0: the job has no steps"),
+    ("channel", 12, "first entry of the channel table"),
+    ("columns", 7, "columns that hold results, from column 0"),
+    ("shift", 3, "u = (accumulator << shift) + gain * residual"),
+    ("residual", 1, "1: add a residual"),
+    ("reduce", 1, "1: sum all lanes; the result is lane 0"),
+    ("wide", 1, "1: hand the sums out whole, as planes of nibbles, lowest first"),
+    ("last", 1, "1: no job follows in this layer"),
+)
+HEADER1 = Layout(
+    "header1",
+    ("output", 16, "word of the first output plane"),
+    ("stride", 16, "words from one output plane to the next"),
+    ("residual", 16, "word of the first residual plane"),
+)
+STEP = Layout(
+    "step",
+    ("plane", 16, "word of the input plane"),
+    ("tap", 7, "row of the tile's taps"),
+    ("last", 1, "the tile's last step"),
+    ("join", 1, "last step of a pass that is not the last: keep the sum as partial"),
+    ("shift", 1, "at the end of a pass: the partial counts 16 times"),
+    ("pad", ACTIVATION_BITS, "what lanes outside the map read"),
+    ("maximum", 1, "take the maximum of the vectors instead of multiplying"),
+    ("fresh", 1, "first step of a pass: forget the sum"),
+)
+STEP_WEIGHTS_OFFSET = 32  # bit of a stream word where the weights start, column 0 lowest
+
+TILE = Layout("tile", ("taps", 16), ("input", 16), ("output", 16))
+TAP = Layout("tap", ("offset", -20), ("mask", 12))
+
+
+def mask_layout(geometry: Geometry) -> Layout:
+    return Layout("mask", ("lanes", geometry.lanes))
+
+
+def channel_layout(geometry: Geometry) -> Layout:
+    """Entry of the channel table: out = (number of thresholds reached) ^ flip."""
+    return Layout(
+        "channel",
+        *((f"threshold{k}", -geometry.wide_bits) for k in range(THRESHOLDS)),
+        ("gain", -17, "of the residual's nibble"),
+        ("flip", ACTIVATION_BITS),
+    )
+
+
+def stream_bits(geometry: Geometry) -> int:
+    """Width of a stream word."""
+    return -(-(STEP_WEIGHTS_OFFSET + WEIGHT_BITS * geometry.group_columns) // LOAD_BITS) * LOAD_BITS
+
+
+def load_words(memory: Memory, geometry: Geometry) -> int:
+    """64-bit words that one entry of `memory` occupies in main memory."""
+    bits = {
+        Memory.ACTIVATION: ACTIVATION_BITS * geometry.lanes,
+        Memory.STREAM: stream_bits(geometry),
+        Memory.TILE: TILE.width,
+        Memory.TAP: TAP.width,
+        Memory.MASK: geometry.lanes,
+        Memory.CHANNEL: channel_layout(geometry).width,
+    }[memory]
+    return -(-bits // LOAD_BITS)
+
+
+def entries(memory: Memory, geometry: Geometry) -> int:
+    """Entries that `memory` has."""
+    return {
+        Memory.ACTIVATION: geometry.activation_words,
+        Memory.STREAM: geometry.stream_words,
+        Memory.TILE: geometry.tile_entries,
+        Memory.TAP: geometry.tap_entries,
+        Memory.MASK: geometry.mask_entries,
+        Memory.CHANNEL: geometry.channel_entries,
+    }[memory]
+
+
+def fingerprint(geometry: Geometry) -> int:
+    """32-bit identity of an engine: its geometry, its formats and its registers."""
+    from sentei.overlay.registers import PROFILE_WORDS, REGISTERS
+
+    layouts = [INSTRUCTION, HEADER0, HEADER1, STEP, TILE, TAP, mask_layout(geometry), channel_layout(geometry)]
+    tables = [
+        FORMAT_VERSION,
+        [layout.describe() for layout in layouts],
+        [list(map(str, enum)) for enum in (Opcode, Memory, Base)],
+        [(r.name, r.offset, r.layout.describe() if r.layout else None) for r in REGISTERS.values()],
+        PROFILE_WORDS,
+    ]
+    return fingerprint_of(geometry, tables)

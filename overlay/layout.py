@@ -1,0 +1,109 @@
+"""How a tensor lies in activation memory: phase planes of nibbles.
+
+A plane (one channel) is split by pixel phase, so that a strided window reads consecutive pixels. With modulus
+(my, mx), pixel (y, x) lies in phase (y mod my, x mod mx) at position (y div my) * pitch + (x div mx); a phase occupies
+whole words of `lanes` pixels, and phases follow one another:
+
+    modulus (2, 2)     A b A b          plane:  | A A A A | b b b b | c c c c | D D D D |
+                       c D c D                    phase 0   phase 1   phase 2   phase 3
+                       A b A b
+                       c D c D
+
+All tensors of a network share one pitch, so a window's coordinate is one offset in pixels, whatever the tile.
+Signed values are stored offset by half their range (-8 becomes 0). Values wider than a nibble occupy several planes,
+lowest nibble first; so do the sums of a wide output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sentei.overlay.errors import InputError
+
+
+@dataclass(frozen=True)
+class PlaneLayout:
+    """Places a (channels, height, width) tensor. `stride` is the distance in words between nibble planes."""
+
+    channels: int
+    height: int
+    width: int
+    bits: int
+    signed: bool
+    lanes: int
+    modulus: tuple[int, int]
+    pitch: int
+    stride: int
+
+    @property
+    def nibbles(self) -> int:
+        """Nibble planes of one channel."""
+        return -(-self.bits // 4)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one phase."""
+        return -(-self.height // self.modulus[0])
+
+    @property
+    def phases(self) -> int:
+        return self.modulus[0] * self.modulus[1]
+
+    @property
+    def phase_words(self) -> int:
+        """Words of one phase."""
+        return -(-self.rows * self.pitch // self.lanes)
+
+    @property
+    def plane_words(self) -> int:
+        """Words of one nibble plane, without the gap up to `stride`."""
+        return self.phases * self.phase_words
+
+    @property
+    def words(self) -> int:
+        """Words of the whole tensor."""
+        return (self.channels * self.nibbles - 1) * self.stride + self.plane_words
+
+    @property
+    def bias(self) -> int:
+        """What is added to a value before it is stored."""
+        return 1 << (self.bits - 1) if self.signed else 0
+
+    def positions(self) -> np.ndarray:
+        """Pixel index within a plane, int64 (height, width), counted in lanes from the plane's first word."""
+        y, x = np.mgrid[: self.height, : self.width]
+        phase = (y % self.modulus[0]) * self.modulus[1] + x % self.modulus[1]
+        return phase * (self.phase_words * self.lanes) + (y // self.modulus[0]) * self.pitch + x // self.modulus[1]
+
+    def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
+        """Integers (N, C, H, W) to activation words, uint8 (N, words * word_bytes), two lanes a byte, even lane low."""
+        count = len(values)
+        codes = values.astype(np.int64).reshape(count, self.channels, -1) + self.bias
+        if codes.min(initial=0) < 0 or codes.max(initial=0) >> self.bits:
+            raise InputError(f"values must lie in {-self.bias} to {(1 << self.bits) - 1 - self.bias}")
+        pixels = np.zeros((count, self.channels * self.nibbles, self.stride * self.lanes), np.uint8)
+        for nibble in range(self.nibbles):
+            pixels[:, nibble :: self.nibbles, self.positions().ravel()] = (codes >> (4 * nibble)) & 15
+        words = pixels.reshape(count, -1, self.lanes)[:, : self.words]
+        packed = np.zeros((count, self.words, word_bytes), np.uint8)
+        packed[:, :, : self.lanes // 2] = words[:, :, 0::2] | words[:, :, 1::2] << 4
+        return packed.reshape(count, -1)
+
+    def unpack(self, data: np.ndarray, word_bytes: int) -> np.ndarray:
+        """Inverse of `pack`: uint8 (N, words * word_bytes) to int32 (N, C, H, W)."""
+        count = len(data)
+        packed = data.reshape(count, self.words, word_bytes)[:, :, : self.lanes // 2]
+        words = np.zeros((count, self.channels * self.nibbles * self.stride, self.lanes), np.uint8)
+        words[:, : self.words, 0::2] = packed & 15
+        words[:, : self.words, 1::2] = packed >> 4
+        pixels = words.reshape(count, self.channels, self.nibbles, -1)[..., self.positions().ravel()].astype(np.int64)
+        codes = (pixels << (4 * np.arange(self.nibbles))[None, None, :, None]).sum(2) - self.bias
+        return codes.reshape(count, self.channels, self.height, self.width).astype(np.int32)
+
+    def to_dict(self) -> dict:
+        return dict(self.__dict__, modulus=list(self.modulus))
+
+    @staticmethod
+    def from_dict(values: dict) -> PlaneLayout:
+        return PlaneLayout(**dict(values, modulus=tuple(values["modulus"])))

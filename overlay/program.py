@@ -1,0 +1,210 @@
+"""The program file: a compiled model, as the driver loads it.
+
+    offset  bytes
+    0       8       magic "SENTEI\\r\\n" (a transfer that changes line ends breaks it)
+    8       4       format version, little endian
+    12      4       length h of the header
+    16      8       length d of the data
+    24      32      SHA-256 of everything that follows
+    56      h       header: JSON (UTF-8), see `Program`
+    56+h    d       data: what is copied to main memory; instructions first, then what LOAD instructions read
+
+The data's addresses are relative, so that it runs wherever it is placed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from sentei.overlay.errors import InputError, ProgramError
+from sentei.overlay.geometry import Geometry
+from sentei.overlay.instructions import FORMAT_VERSION, fingerprint
+from sentei.overlay.layout import PlaneLayout
+
+MAGIC = b"SENTEI\r\n"
+PREFIX = struct.Struct("<8sIIQ32s")
+REMEDY = "compile the model again with `sentei compile`"
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What reports say of a layer. MACs are counted for one picture; 8-bit operands count as their nibble passes."""
+
+    name: str
+    kind: str
+    output: str  # tensor
+    macs: int  # of surviving weights
+    dense_macs: int
+    bound_cycles: float  # surviving MACs / array size
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies in the output buffer.
+
+    A wide output's sums are two's complement, and `correction` (one a channel, empty otherwise) is subtracted from them.
+    """
+
+    name: str
+    layout: PlaneLayout
+    offset_bytes: int
+    correction: tuple[int, ...] = ()
+
+    def read(self, data: np.ndarray, word_bytes: int) -> np.ndarray:
+        """uint8 (N, output bytes) to int32 (N, C, H, W)."""
+        end = self.offset_bytes + self.layout.words * word_bytes
+        values = self.layout.unpack(data[:, self.offset_bytes : end], word_bytes)
+        if self.correction:
+            unused = 32 - self.layout.bits
+            values = (values << unused >> unused) - np.array(self.correction, np.int32)[:, None, None]
+        return values
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled model.
+
+    A device runs it like this: copy `data` to main memory; job at `prologue` with the load flag (moves weights on
+    chip); then a job at `body` for each picture. A job at `trace` does the same as `body` and also stores every
+    layer's output; `trace_tensors` tells where.
+    """
+
+    name: str
+    geometry: Geometry
+    data: bytes
+    instruction_load_words: int
+    prologue: int
+    body: int
+    trace: int
+    input: PlaneLayout
+    input_scale: float
+    output: TensorInfo
+    output_bytes: int
+    output_scale: tuple[float, ...]
+    output_offset: tuple[float, ...]
+    trace_tensors: tuple[TensorInfo, ...]
+    trace_bytes: int
+    layers: tuple[LayerInfo, ...]
+    classes: tuple[str, ...] = field(default=())
+
+    @property
+    def fingerprint(self) -> int:
+        return fingerprint(self.geometry)
+
+    @property
+    def input_bytes(self) -> int:
+        return self.input.words * self.geometry.word_bytes
+
+    def pack_input(self, images: np.ndarray) -> np.ndarray:
+        """Integer pictures (N, C, H, W) to uint8 (N, input_bytes); InputError for a wrong shape, type or range."""
+        images = np.asarray(images)
+        shape = (self.input.channels, self.input.height, self.input.width)
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise InputError(f"pictures must have shape (N, {shape[0]}, {shape[1]}, {shape[2]}), not {images.shape}")
+        if not np.issubdtype(images.dtype, np.integer):
+            raise InputError(
+                f"pictures must be integers ({self.input.bits} bits), not {images.dtype}; do not normalise"
+            )
+        low, high = -self.input.bias, (1 << self.input.bits) - 1 - self.input.bias
+        if images.size and not low <= images.min() <= images.max() <= high:
+            raise InputError(f"pixels must be {low} to {high}, not {images.min()} to {images.max()}")
+        return self.input.pack(images, self.geometry.word_bytes)
+
+    def unpack_output(self, data: np.ndarray) -> np.ndarray:
+        """uint8 (N, output_bytes) as a job stored it to int32 (N, C, H, W)."""
+        return self.output.read(data, self.geometry.word_bytes)
+
+    def dequantize(self, integers: np.ndarray) -> np.ndarray:
+        """int32 (N, C, H, W) to the model's float32 output."""
+        scale = np.array(self.output_scale, np.float32)[:, None, None]
+        offset = np.array(self.output_offset, np.float32)[:, None, None]
+        return integers.astype(np.float32) * scale + offset
+
+    def header(self) -> dict:
+        """Everything but the data, as JSON can hold it."""
+        values = {k: v for k, v in self.__dict__.items() if k != "data"}
+        values["fingerprint"] = self.fingerprint
+        values["geometry"] = self.geometry.to_dict()
+        values["input"] = self.input.to_dict()
+        values["output"] = _tensor_to_dict(self.output)
+        values["trace_tensors"] = [_tensor_to_dict(t) for t in self.trace_tensors]
+        values["layers"] = [layer.__dict__ for layer in self.layers]
+        return values
+
+    def to_bytes(self) -> bytes:
+        header = json.dumps(self.header(), sort_keys=True).encode()
+        digest = hashlib.sha256(header + self.data).digest()
+        return PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), len(self.data), digest) + header + self.data
+
+    def save(self, path: str | Path) -> None:
+        """Write the file; an interrupted write leaves the old file, if any, untouched."""
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(self.to_bytes())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @staticmethod
+    def load(path: str | Path) -> Program:
+        """Read a program file. Raises ProgramError for anything but an intact file of this version."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise ProgramError(f"{path}: cannot be read: {error.strerror}") from error
+        return Program.from_bytes(content, str(path))
+
+    @staticmethod
+    def from_bytes(content: bytes, source: str = "program") -> Program:
+        if len(content) < PREFIX.size or content[:8] != MAGIC:
+            raise ProgramError(f"{source}: is not a Sentei program file; {REMEDY}")
+        _, version, header_bytes, data_bytes, digest = PREFIX.unpack_from(content)
+        if version != FORMAT_VERSION:
+            raise ProgramError(
+                f"{source}: has format version {version}, this software reads {FORMAT_VERSION}; {REMEDY}"
+            )
+        expected = PREFIX.size + header_bytes + data_bytes
+        if len(content) != expected:
+            raise ProgramError(f"{source}: has {len(content)} bytes, its header says {expected}; copy it again")
+        if hashlib.sha256(content[PREFIX.size :]).digest() != digest:
+            raise ProgramError(f"{source}: is damaged, its checksum does not match; copy it again")
+        try:
+            values = json.loads(content[PREFIX.size : PREFIX.size + header_bytes])
+            stored = values.pop("fingerprint")
+            values["geometry"] = Geometry(**values["geometry"])
+            values["input"] = PlaneLayout.from_dict(values["input"])
+            values["output"] = _tensor_from_dict(values["output"])
+            values["trace_tensors"] = tuple(_tensor_from_dict(t) for t in values["trace_tensors"])
+            values["layers"] = tuple(LayerInfo(**layer) for layer in values["layers"])
+            for name in ("output_scale", "output_offset", "classes"):
+                values[name] = tuple(values[name])
+            program = Program(data=content[PREFIX.size + header_bytes :], **values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProgramError(f"{source}: its header does not describe a program ({error}); {REMEDY}") from error
+        if stored != program.fingerprint:
+            raise ProgramError(
+                f"{source}: was compiled with other formats (fingerprint {stored:#010x}, "
+                f"this software's {program.fingerprint:#010x}); {REMEDY}"
+            )
+        return program
+
+
+def _tensor_to_dict(tensor: TensorInfo) -> dict:
+    return dict(tensor.__dict__, layout=tensor.layout.to_dict(), correction=list(tensor.correction))
+
+
+def _tensor_from_dict(values: dict) -> TensorInfo:
+    return TensorInfo(
+        **dict(values, layout=PlaneLayout.from_dict(values["layout"]), correction=tuple(values["correction"]))
+    )

@@ -1,0 +1,126 @@
+"""Registers of the engine: 32 bits each, one after the other from the engine's base address, 4 bytes apart.
+
+Gateware builds its CSRs from `REGISTERS`, the driver decodes with it, the `.hwh` and the documentation list it.
+
+A run: write `program_base`, `input_base`, `output_base`, then `doorbell`. The doorbell queues one job; the bases are
+copied with it, so that they may be changed for the next job at once. The interrupt rises when a job ends and when an
+error stops the engine. After an error: write 1 to `control.reset`, then start again, the program's load included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from sentei.overlay.fields import Layout
+
+VLNV = "sentei.org:sentei:engine:1.0"  # binds the driver to the IP in a .hwh
+JOB_QUEUE_DEPTH = 2
+
+
+class ErrorCode(IntEnum):
+    """`status.error`: why the engine stopped."""
+
+    NONE = 0
+    READ_FAILED = 1  # the bus answered a read with an error; error_address tells where
+    WRITE_FAILED = 2  # likewise, a write
+    BAD_INSTRUCTION = 3  # an opcode that does not exist, at instruction_pointer
+    WATCHDOG = 4  # a job took more than `watchdog` cycles
+    QUEUE_OVERFLOW = 5  # a doorbell was rung while the queue was full
+
+
+@dataclass(frozen=True)
+class Register:
+    """One register. `access` is "ro" or "rw"; `layout` names its fields (none: one number of 32 bits)."""
+
+    name: str
+    access: str
+    description: str
+    layout: Layout | None = None
+    reset: int = 0
+    offset: int = field(default=0)
+
+
+def _number(registers: list[Register]) -> dict[str, Register]:
+    return {
+        r.name: Register(r.name, r.access, r.description, r.layout, r.reset, 4 * i) for i, r in enumerate(registers)
+    }
+
+
+REGISTERS = _number(
+    [
+        Register("fingerprint", "ro", "Identity of the geometry and of the formats; a program must carry the same."),
+        Register(
+            "geometry",
+            "ro",
+            "Size of the array.",
+            Layout("geometry", ("lanes", 8), ("columns", 8), ("groups", 8), ("requantizers", 8)),
+        ),
+        Register(
+            "control",
+            "rw",
+            "Commands.",
+            Layout(
+                "control",
+                ("reset", 1, "1: stop everything and return to the state after power-up"),
+                ("clear_profile", 1, "1: forget the profile's records"),
+            ),
+        ),
+        Register(
+            "status",
+            "ro",
+            "State of the engine.",
+            Layout(
+                "status",
+                ("busy", 1, "a job runs or waits"),
+                ("error", 3, "ErrorCode; the engine stands still until reset"),
+                ("queued", 4, "jobs that wait"),
+                ("loading", 1, "the DMA reads main memory"),
+                ("storing", 1, "the DMA writes main memory"),
+                ("groups_busy", 8, "a bit for each group that works"),
+            ),
+        ),
+        Register("program_base", "rw", "Address in main memory of the program: instructions, then its data."),
+        Register("program_words", "rw", "64-bit words of instructions at program_base."),
+        Register("input_base", "rw", "Address of the picture that the next job reads."),
+        Register("output_base", "rw", "Address that the next job writes its result to."),
+        Register(
+            "doorbell",
+            "rw",
+            "A write queues a job.",
+            Layout(
+                "doorbell",
+                ("entry", 16, "instruction to start at"),
+                ("load", 1, "1: first load the instructions from program_base"),
+            ),
+        ),
+        Register("completed", "ro", "Jobs ended since reset."),
+        Register("instruction_pointer", "ro", "Instruction being carried out."),
+        Register("layer", "ro", "Layer being computed, as numbered by the program."),
+        Register("error_address", "ro", "Bus address of the burst that failed."),
+        Register("read_address", "ro", "Bus address of the last read burst."),
+        Register("write_address", "ro", "Bus address of the last write burst."),
+        Register("watchdog", "rw", "Cycles that a job may take; 0 for no limit.", reset=1 << 28),
+        Register("job_cycles", "ro", "Cycles from the start to the end of the last job."),
+        Register("profile_count", "ro", "Records in the profile: one for each layer run since it was cleared."),
+        Register("profile_index", "rw", "Record and word to look at: record * 8 + word."),
+        Register("profile_data", "ro", "The word that profile_index names."),
+    ]
+)
+
+# One profile record: eight 32-bit words, written when a RUN instruction ends. Cycle counts of groups add up over
+# groups: steps + drain_stalls + idle + setup = groups * cycles.
+PROFILE_WORDS = (
+    "layer",  # number that the RUN instruction carries
+    "cycles",  # from the start of the RUN to the last result written
+    "steps",  # group cycles that issued a step
+    "drain_stalls",  # group cycles that waited for the result bus or the write queue
+    "setup",  # group cycles that read headers and tiles
+    "idle",  # group cycles with nothing left to do in this layer, the pipeline's emptying included
+    "read_bytes",  # main memory bytes read since the record before
+    "write_bytes",  # main memory bytes written since the record before
+)
+
+# Registers of the interrupt controller, 4 bytes apart: those of the Xilinx AXI INTC (PG099) that pynq expects.
+INTERRUPT_REGISTERS = ("isr", "ipr", "ier", "iar", "sie", "cie", "ivr", "mer")
+INTERRUPT_VLNV = "xilinx.com:ip:axi_intc:4.1"
