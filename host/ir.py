@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 THRESHOLDS = 15  # a 4-bit output is the number of thresholds that the accumulator has reached
+ACCUMULATOR_LIMIT = (1 << 23) - 1  # every |u| and wide accumulator is smaller; thresholds at +-this: never, always
 
 
 class IRError(ValueError):
@@ -84,7 +85,7 @@ class Requantize:
     descending: np.ndarray  # bool (C,)
     residual: str | None = None
     shift: int = 0  # 0 to 7
-    gain: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 (C,), -32768 to 32767
+    gain: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 (C,), -32767 to 32767
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,11 @@ def check(network: Network) -> Network:
         else:
             require(op.kind in ("max", "sum"), op.name, f"kind must be 'max' or 'sum', not {op.kind!r}")
             require(source.bits <= 4 or op.kind == "sum", op.name, "maximum needs an input of at most 4 bits")
+            inside = op.pads.top < kernel[0] > op.pads.bottom and op.pads.left < kernel[1] > op.pads.right
+            require(op.kind == "sum" or inside, op.name, f"pads {tuple(op.pads)} of a maximum must be below {kernel}")
+        reach = np.max(np.abs(accumulator_range(op, source)), axis=0)
+        text = f"accumulator must stay below {ACCUMULATOR_LIMIT}, not reach {reach.max()}"
+        require(bool(reach.max() < ACCUMULATOR_LIMIT), op.name, text)
         if op.requantize is None:
             require(target.bits == WIDE and op.output == network.output, op.name, "only the network's output is wide")
         else:
@@ -226,6 +232,8 @@ def check_requantize(requantize: Requantize, op: Conv | Pool, tensors: dict, kno
         f"thresholds must be ({channels}, {THRESHOLDS}), not {requantize.thresholds.shape}",
     )
     require(bool((np.diff(requantize.thresholds, axis=1) >= 0).all()), op.name, "thresholds must not decrease")
+    largest = np.abs(requantize.thresholds).max()
+    require(bool(largest <= ACCUMULATOR_LIMIT), op.name, f"thresholds must be within +-{ACCUMULATOR_LIMIT}")
     require(requantize.descending.shape == (channels,), op.name, f"descending must have shape ({channels},)")
     require(0 <= requantize.shift <= 7, op.name, f"shift must be 0 to 7, not {requantize.shift}")
     if requantize.residual is None:
@@ -237,3 +245,9 @@ def check_requantize(requantize: Requantize, op: Conv | Pool, tensors: dict, kno
     require(residual.bits <= 4, op.name, "residual must have at most 4 bits")
     require(requantize.gain.shape == (channels,), op.name, f"gain must have shape ({channels},)")
     require(bool((np.abs(requantize.gain) <= 32767).all()), op.name, "gain must be -32767 to 32767")
+    largest = max(-residual.low, residual.high)
+    reach = (np.max(np.abs(accumulator_range(op, tensors[op.input])), axis=0) << requantize.shift) + (
+        np.abs(requantize.gain) * largest
+    )
+    text = f"(accumulator << shift) + gain * residual must stay below {ACCUMULATOR_LIMIT}, not reach {reach.max()}"
+    require(bool(reach.max() < ACCUMULATOR_LIMIT), op.name, text)

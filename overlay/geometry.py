@@ -32,7 +32,7 @@ class Geometry:
     accumulator_bits: int = 16  # in the array
     wide_bits: int = 24  # after the array: partial sums, thresholds, logits
     activation_words: int = 8192
-    stream_words: int = 4096  # per group: job headers and steps
+    stream_words: int = 8192  # per group: job headers and steps
     tile_entries: int = 512
     tap_entries: int = 2048
     mask_entries: int = 512

@@ -83,6 +83,7 @@ HEADER1 = Layout(
     ("output", 16, "word of the first output plane"),
     ("stride", 16, "words from one output plane to the next"),
     ("residual", 16, "word of the first residual plane"),
+    ("steps", 16, "steps of one tile"),
 )
 STEP = Layout(
     "step",

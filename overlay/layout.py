@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from sentei.overlay.errors import InputError
 
 
@@ -67,8 +68,18 @@ class PlaneLayout:
 
     @property
     def bias(self) -> int:
-        """What is added to a value before it is stored."""
-        return 1 << (self.bits - 1) if self.signed else 0
+        """What is added to a value before it is stored: half the range of its nibbles if it is signed."""
+        return 1 << (4 * self.nibbles - 1) if self.signed else 0
+
+    @property
+    def low(self) -> int:
+        """Smallest value."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        """Largest value."""
+        return self.low + (1 << self.bits) - 1
 
     def positions(self) -> np.ndarray:
         """Pixel index within a plane, int64 (height, width), counted in lanes from the plane's first word."""
@@ -79,9 +90,9 @@ class PlaneLayout:
     def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
         """Integers (N, C, H, W) to activation words, uint8 (N, words * word_bytes), two lanes a byte, even lane low."""
         count = len(values)
+        if values.size and not self.low <= values.min() <= values.max() <= self.high:
+            raise InputError(f"values must be {self.low} to {self.high}, not {values.min()} to {values.max()}")
         codes = values.astype(np.int64).reshape(count, self.channels, -1) + self.bias
-        if codes.min(initial=0) < 0 or codes.max(initial=0) >> self.bits:
-            raise InputError(f"values must lie in {-self.bias} to {(1 << self.bits) - 1 - self.bias}")
         pixels = np.zeros((count, self.channels * self.nibbles, self.stride * self.lanes), np.uint8)
         for nibble in range(self.nibbles):
             pixels[:, nibble :: self.nibbles, self.positions().ravel()] = (codes >> (4 * nibble)) & 15

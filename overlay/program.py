@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from sentei.overlay.errors import InputError, ProgramError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import FORMAT_VERSION, fingerprint
@@ -49,7 +50,7 @@ class LayerInfo:
 class TensorInfo:
     """Where a tensor lies in the output buffer.
 
-    A wide output's sums are two's complement, and `correction` (one a channel, empty otherwise) is subtracted from them.
+    A wide output's sums are two's complement; `correction` (one a channel, empty otherwise) is subtracted from them.
     """
 
     name: str
@@ -112,9 +113,6 @@ class Program:
             raise InputError(
                 f"pictures must be integers ({self.input.bits} bits), not {images.dtype}; do not normalise"
             )
-        low, high = -self.input.bias, (1 << self.input.bits) - 1 - self.input.bias
-        if images.size and not low <= images.min() <= images.max() <= high:
-            raise InputError(f"pixels must be {low} to {high}, not {images.min()} to {images.max()}")
         return self.input.pack(images, self.geometry.word_bytes)
 
     def unpack_output(self, data: np.ndarray) -> np.ndarray:

@@ -1,0 +1,109 @@
+"""Activation memory: words of one nibble per lane, in two banks so that two neighbouring words come in one cycle.
+
+Every reader has a copy of its own (true multi-port memory does not exist on FPGAs); a write goes to all copies. Even
+words lie in bank 0, odd words in bank 1:
+
+    writers  --> arbiter --> bank 0 write, bank 1 write        one word a bank and cycle
+                               |             |
+            copy 0:          [bank 0]     [bank 1]  --> reader 0
+            copy 1:          [bank 0]     [bank 1]  --> reader 1 ...
+"""
+
+from functools import reduce
+from operator import or_
+
+from migen import *
+
+from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
+
+
+class ActivationPort(Module):
+    """Reader of the words `word` and `word + 1`. `low` and `high` show them LATENCY cycles after `word`."""
+
+    LATENCY = 3  # address register, memory, output register
+
+    def __init__(self, geometry: Geometry, writes):
+        width, depth = ACTIVATION_BITS * geometry.lanes, geometry.activation_words
+        self.word = Signal(max=depth)
+        self.low = Signal(width)
+        self.high = Signal(width)
+
+        # # #
+
+        odd = [Signal() for _ in range(self.LATENCY)]
+        self.sync += [after.eq(before) for before, after in zip([self.word[0], *odd], odd)]
+        outputs = []
+        for bank, write in enumerate(writes):
+            memory = Memory(width, depth // 2)
+            write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
+            read_port = memory.get_port(mode=READ_FIRST)
+            self.specials += memory, write_port, read_port
+            address = Signal(max=depth // 2)
+            output = Signal(width, reset_less=True)
+            self.sync += [
+                address.eq((self.word + 1)[1:] if bank == 0 else self.word[1:]),
+                output.eq(read_port.dat_r),
+            ]
+            self.comb += [
+                read_port.adr.eq(address),
+                write_port.adr.eq(write.address),
+                write_port.dat_w.eq(write.data),
+                write_port.we.eq(write.valid),
+            ]
+            outputs.append(output)
+        even_word, odd_word = outputs
+        self.comb += If(odd[-1], self.low.eq(odd_word), self.high.eq(even_word)).Else(
+            self.low.eq(even_word), self.high.eq(odd_word)
+        )
+
+
+class Writer:
+    """One source of writes: `valid`, `word` and `data` until `ready`."""
+
+    def __init__(self, geometry: Geometry):
+        self.valid = Signal()
+        self.ready = Signal()
+        self.word = Signal(max=geometry.activation_words)
+        self.data = Signal(ACTIVATION_BITS * geometry.lanes)
+
+
+class BankWrite:
+    """What one bank writes in this cycle."""
+
+    def __init__(self, geometry: Geometry):
+        self.valid = Signal()
+        self.address = Signal(max=geometry.activation_words // 2)
+        self.data = Signal(ACTIVATION_BITS * geometry.lanes)
+
+
+class ActivationMemory(Module):
+    """`readers` copies and `writers` sources; of several writers to one bank, the first in the list is served.
+
+    `ports[i]` is reader i, `writers[i]` is source i. A write is visible to reads that start in the next cycle.
+    """
+
+    def __init__(self, geometry: Geometry, readers: int, writers: int):
+        self.writers = [Writer(geometry) for _ in range(writers)]
+
+        # # #
+
+        banks = [BankWrite(geometry), BankWrite(geometry)]
+        taken = [[], []]
+        for writer in self.writers:
+            for bank, write in enumerate(banks):
+                wants = Signal()
+                served = Signal()
+                self.comb += [
+                    wants.eq(writer.valid & (writer.word[0] == bank)),
+                    served.eq(wants & ~reduce(or_, taken[bank], 0)),
+                    If(
+                        served,
+                        writer.ready.eq(1),
+                        write.valid.eq(1),
+                        write.address.eq(writer.word[1:]),
+                        write.data.eq(writer.data),
+                    ),
+                ]
+                taken[bank].append(wants)
+        self.ports = [ActivationPort(geometry, banks) for _ in range(readers)]
+        self.submodules += self.ports

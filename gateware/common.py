@@ -1,0 +1,39 @@
+"""Small helpers that several modules share."""
+
+from migen import *
+
+from sentei.overlay.fields import Layout
+
+
+def delay(module, signal, cycles):
+    """`signal` as it was `cycles` clock cycles ago; adds the registers to `module`."""
+    for _ in range(cycles):
+        register = Signal((len(signal), getattr(signal, "signed", False)), reset_less=True)
+        module.sync += register.eq(signal)
+        signal = register
+    return signal
+
+
+def delay_valid(module, signal, cycles):
+    """Like `delay`, for a flag that must be 0 after reset."""
+    for _ in range(cycles):
+        register = Signal()
+        module.sync += register.eq(signal)
+        signal = register
+    return signal
+
+
+def fields_of(layout: Layout, word):
+    """Record-like view: one Signal per field of `layout`, with the statements that drive them from `word`."""
+    view = type(layout.name, (), {})()
+    statements = []
+    for field in layout.fields.values():
+        signal = Signal((field.width, field.signed), name=f"{layout.name}_{field.name}")
+        statements.append(signal.eq(word[field.offset : field.offset + field.width]))
+        setattr(view, field.name, signal)
+    return view, statements
+
+
+def nibble(word, index):
+    """Lane `index` of an activation word."""
+    return word[4 * index : 4 * index + 4]

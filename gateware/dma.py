@@ -1,0 +1,227 @@
+"""Bus-master DMA: moves runs of 64-bit words between main memory (AXI) and streams, in bursts.
+
+A transfer is cut into INCR bursts of at most 16 beats that end at multiples of 16 beats, so that none crosses a 4 KiB
+border. Reads keep several bursts in flight, which hides the memory's latency:
+
+    command --> AR bursts ---> memory ---> R beats --> width converter --> 64-bit words
+    64-bit words --> width converter --> W beats, AW bursts ---> memory ---> B
+
+An error response ends the transfer and raises `error` with the address. `abort` gives up at once but keeps the bus
+legal: data still due is taken and thrown away, bursts begun are completed without writing; only then does `busy` fall.
+Base addresses must be multiples of the bus width.
+"""
+
+from litex.soc.interconnect import stream
+from litex.soc.interconnect.axi import BURST_INCR, AXIInterface
+from migen import *
+
+from sentei.overlay.geometry import LOAD_BITS
+
+BURST_BEATS = 16
+READS_IN_FLIGHT = 8  # bursts
+
+
+def command_layout():
+    """`address`: first byte, a multiple of the bus width; `words`: 64-bit words, at least 1."""
+    return [("address", 32), ("words", 24)]
+
+
+class BurstCutter(Module):
+    """Turns a command into bursts: `source` gives `address`, `beats` (1 to 16) and `last`."""
+
+    def __init__(self, bus_bits: int):
+        self.sink = sink = stream.Endpoint(command_layout())
+        self.source = source = stream.Endpoint([("address", 32), ("beats", 5)])
+        self.clear = Signal()
+
+        # # #
+
+        bus_bytes = bus_bits // 8
+        beat_shift = log2_int(bus_bytes)
+        address = Signal(32)
+        remaining = Signal(26)  # beats
+        busy = Signal()
+        room = Signal(5)
+        self.comb += [
+            sink.ready.eq(~busy),
+            room.eq(BURST_BEATS - address[beat_shift : beat_shift + log2_int(BURST_BEATS)]),
+            source.valid.eq(busy),
+            source.address.eq(address),
+            source.last.eq(remaining <= room),
+            source.beats.eq(Mux(source.last, remaining, room)),
+        ]
+        if bus_bits <= LOAD_BITS:
+            beats = sink.words << log2_int(LOAD_BITS // bus_bits)
+        else:
+            beats = (sink.words + bus_bits // LOAD_BITS - 1) >> log2_int(bus_bits // LOAD_BITS)
+        self.sync += [
+            If(sink.valid & sink.ready, address.eq(sink.address), remaining.eq(beats), busy.eq(1)),
+            If(
+                source.valid & source.ready,
+                address.eq(address + (source.beats << beat_shift)),
+                remaining.eq(remaining - source.beats),
+                busy.eq(~source.last),
+            ),
+            If(self.clear, busy.eq(0)),
+        ]
+
+
+class DMAReader(Module):
+    """`sink` takes a command; `source` gives its 64-bit words, `last` with the final one.
+
+    `address` is the bus address of the next beat to arrive; `beats` pulses with each beat taken.
+    """
+
+    def __init__(self, bus: AXIInterface):
+        bus_bits = bus.data_width
+        self.sink = sink = stream.Endpoint(command_layout())
+        self.source = source = stream.Endpoint([("data", LOAD_BITS)])
+        self.abort = Signal()
+        self.busy = Signal()
+        self.error = Signal()
+        self.address = Signal(32)
+        self.beat = Signal()
+
+        # # #
+
+        self.submodules.cutter = cutter = BurstCutter(bus_bits)
+        active = Signal()  # a transfer whose words are wanted
+        words = Signal(24)  # still to hand over
+        due = Signal(max=READS_IN_FLIGHT * BURST_BEATS + 1)  # beats asked for and not yet here
+        stale = Signal()  # beats due belong to an aborted transfer
+        self.submodules.converter = converter = ResetInserter()(stream.Converter(bus_bits, LOAD_BITS))
+        accept = Signal()
+        ask = Signal()  # the next burst enters the address channel, which then holds it until it is taken
+        self.comb += [
+            accept.eq(sink.valid & ~active & ~stale),
+            cutter.sink.valid.eq(accept),
+            cutter.sink.address.eq(sink.address),
+            cutter.sink.words.eq(sink.words),
+            sink.ready.eq(accept),
+            cutter.clear.eq(self.abort | stale),
+            ask.eq(
+                cutter.source.valid
+                & (~bus.ar.valid | bus.ar.ready)
+                & (due <= (READS_IN_FLIGHT - 1) * BURST_BEATS)
+                & ~stale
+                & ~self.abort
+            ),
+            cutter.source.ready.eq(ask),
+            bus.ar.size.eq(log2_int(bus_bits // 8)),
+            bus.ar.burst.eq(BURST_INCR),
+            bus.r.ready.eq(stale | converter.sink.ready),
+            converter.sink.valid.eq(bus.r.valid & ~stale),
+            converter.sink.data.eq(bus.r.data),
+            converter.reset.eq(~active | self.abort),
+            source.valid.eq(converter.source.valid & active),
+            source.data.eq(converter.source.data),
+            source.last.eq(words == 1),
+            converter.source.ready.eq(source.ready),
+            self.beat.eq(bus.r.valid & bus.r.ready),
+            self.error.eq(self.beat & ~stale & (bus.r.resp != 0)),
+            self.busy.eq(active | stale),
+        ]
+        due_next = Signal.like(due)
+        self.comb += due_next.eq(due + Mux(ask, cutter.source.beats, 0) - self.beat)
+        self.sync += [
+            due.eq(due_next),
+            If(bus.ar.ready, bus.ar.valid.eq(0)),
+            If(
+                ask,
+                bus.ar.valid.eq(1),
+                bus.ar.addr.eq(cutter.source.address),
+                bus.ar.len.eq(cutter.source.beats - 1),
+            ),
+            If(accept, active.eq(1), words.eq(sink.words), self.address.eq(sink.address)),
+            If(self.beat, self.address.eq(self.address + bus_bits // 8)),
+            If(
+                source.valid & source.ready,
+                words.eq(words - 1),
+                If(source.last, active.eq(0)),
+            ),
+            If(stale & (due == 0), stale.eq(0)),
+            If(self.abort, active.eq(0), stale.eq(due_next != 0)),
+        ]
+
+
+class DMAWriter(Module):
+    """`sink` takes a command, `data` its 64-bit words. `busy` falls when memory has acknowledged the last burst.
+
+    One burst is in flight at a time.
+    """
+
+    def __init__(self, bus: AXIInterface):
+        bus_bits = bus.data_width
+        self.sink = sink = stream.Endpoint(command_layout())
+        self.data = data = stream.Endpoint([("data", LOAD_BITS)])
+        self.abort = Signal()
+        self.busy = Signal()
+        self.error = Signal()
+        self.address = Signal(32)
+        self.beat = Signal()
+
+        # # #
+
+        self.submodules.cutter = cutter = BurstCutter(bus_bits)
+        self.submodules.converter = converter = ResetInserter()(stream.Converter(LOAD_BITS, bus_bits))
+        active = Signal()
+        aborting = Signal()
+        words = Signal(24)
+        beats = Signal(5)  # left in this burst
+        await_response = Signal()
+        final = Signal()
+        accept = Signal()
+        start_burst = Signal()
+        announced = Signal()  # the burst's address is taken
+        abandon = Signal()
+        self.comb += [
+            abandon.eq(aborting | self.abort),
+            accept.eq(sink.valid & ~active & ~aborting),
+            cutter.sink.valid.eq(accept),
+            cutter.sink.address.eq(sink.address),
+            cutter.sink.words.eq(sink.words),
+            sink.ready.eq(accept),
+            cutter.clear.eq(abandon),
+            start_burst.eq((beats == 0) & ~await_response & cutter.source.valid & ~abandon),
+            bus.aw.valid.eq((beats != 0) & ~announced),
+            bus.aw.size.eq(log2_int(bus_bits // 8)),
+            bus.aw.burst.eq(BURST_INCR),
+            cutter.source.ready.eq(start_burst),
+            converter.sink.valid.eq(data.valid & active & (words != 0)),
+            converter.sink.data.eq(data.data),
+            converter.sink.last.eq(words == 1),
+            data.ready.eq(converter.sink.ready & active & (words != 0)),
+            converter.reset.eq(~active | self.abort),
+            bus.w.valid.eq((beats != 0) & announced & (converter.source.valid | aborting)),
+            bus.w.data.eq(converter.source.data),
+            bus.w.strb.eq(Mux(aborting, 0, (1 << (bus_bits // 8)) - 1)),
+            bus.w.last.eq(beats == 1),
+            converter.source.ready.eq(bus.w.valid & bus.w.ready & ~aborting),
+            bus.b.ready.eq(1),
+            self.beat.eq(bus.w.valid & bus.w.ready),
+            self.error.eq(bus.b.valid & (bus.b.resp != 0) & ~aborting),
+            self.busy.eq(active | aborting),
+        ]
+        length = Signal(5)
+        self.comb += [bus.aw.addr.eq(self.address), bus.aw.len.eq(length - 1)]
+        self.sync += [
+            If(accept, active.eq(1), words.eq(sink.words)),
+            If(data.valid & data.ready, words.eq(words - 1)),
+            If(
+                start_burst,
+                beats.eq(cutter.source.beats),
+                length.eq(cutter.source.beats),
+                self.address.eq(cutter.source.address),
+                final.eq(cutter.source.last),
+                announced.eq(0),
+            ),
+            If(bus.aw.valid & bus.aw.ready, announced.eq(1)),
+            If(self.beat, beats.eq(beats - 1), If(beats == 1, await_response.eq(1))),
+            If(
+                bus.b.valid,
+                await_response.eq(0),
+                If(final, active.eq(0)),
+            ),
+            If(aborting & (beats == 0) & ~await_response, aborting.eq(0)),
+            If(self.abort, active.eq(0), aborting.eq((beats != 0) | await_response)),
+        ]

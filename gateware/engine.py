@@ -1,0 +1,295 @@
+"""The engine: everything between the registers and the bus.
+
+                        +-----------+   LOAD    +--------+
+    main memory <=====> |    DMA    | --------> | loader | --> stream, tile, tap, mask, channel tables
+       (AXI)            +-----------+           +--------+             |
+                          ^                          |                 v
+                    STORE |                          v           +------------+   sums    +-------------+
+                     +--------+              +------------+      | group 0..n | --------> | requantizer |
+    doorbell         | storer | <----------- | activation | ---> |  aligner   |           |    0..m     |
+       |             +--------+              |   memory   |      |  columns   |           +-------------+
+       v                  ^                  +------------+      +------------+                  |
+    sequencer ------------+------ RUN ------------- ^ -----------------^-------------------------+
+
+Registers are described in overlay/registers.py, what the sequencer reads in overlay/instructions.py. `bus` is an AXI
+master, `irq` pulses when a job ends or an error stops the engine.
+"""
+
+from functools import reduce
+from operator import or_
+
+from litex.soc.interconnect.axi import AXIInterface
+from litex.soc.interconnect.csr import AutoCSR, CSRStatus, CSRStorage
+from migen import *
+
+from sentei.gateware.activation_memory import ActivationMemory
+from sentei.gateware.dma import DMAReader, DMAWriter
+from sentei.gateware.group import Group
+from sentei.gateware.loader import Loader, Storer
+from sentei.gateware.requantizer import Requantizer
+from sentei.gateware.sequencer import Sequencer
+from sentei.overlay.geometry import Geometry
+from sentei.overlay.instructions import INSTRUCTION, fingerprint
+from sentei.overlay.instructions import Memory as Target
+from sentei.overlay.registers import PROFILE_WORDS, REGISTERS, ErrorCode
+
+
+class Profile(Module):
+    """Counts what every cycle of a layer was spent on, and keeps a record of each layer (PROFILE_WORDS).
+
+    `begin` opens a layer's record and `end` closes it. `counts` maps a name in PROFILE_WORDS to what it grows by in
+    this cycle. `index` selects record * 8 + word; `data` shows it a cycle later.
+    """
+
+    def __init__(self, geometry: Geometry, counts: dict):
+        self.begin = Signal()
+        self.end = Signal()
+        self.layer = Signal(16)
+        self.clear = Signal()
+        self.count = Signal(max=geometry.profile_entries + 1)
+        self.index = Signal(32)
+        self.data = Signal(32)
+
+        # # #
+
+        counters = {name: Signal(32) for name in PROFILE_WORDS if name != "layer"}
+        memory = Memory(32 * len(PROFILE_WORDS), geometry.profile_entries)
+        read_port = memory.get_port(mode=READ_FIRST)
+        write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
+        self.specials += memory, read_port, write_port
+        running = Signal()
+        word_bits = log2_int(len(PROFILE_WORDS))
+        transfers = ("read_bytes", "write_bytes")
+        select = Signal(word_bits)
+        for name, counter in counters.items():
+            step = counts[name]
+            if name in transfers:  # also between layers
+                self.sync += If(self.end, counter.eq(step)).Else(counter.eq(counter + step))
+            else:
+                self.sync += If(self.begin, counter.eq(0)).Elif(running, counter.eq(counter + step))
+        self.sync += [
+            If(self.begin, running.eq(1)).Elif(self.end, running.eq(0)),
+            If(self.end & (self.count != geometry.profile_entries), self.count.eq(self.count + 1)),
+            If(self.clear, self.count.eq(0)),
+            select.eq(self.index[:word_bits]),
+        ]
+        record = [self.layer if name == "layer" else counters[name] for name in PROFILE_WORDS]
+        padded = [Cat(value, C(0, 32 - len(value))) if len(value) < 32 else value for value in record]
+        self.comb += [
+            write_port.adr.eq(self.count),
+            write_port.dat_w.eq(Cat(*padded)),
+            write_port.we.eq(self.end & (self.count != geometry.profile_entries)),
+            read_port.adr.eq(self.index[word_bits:]),
+            Case(
+                select,
+                {k: self.data.eq(read_port.dat_r[32 * k : 32 * (k + 1)]) for k in range(len(PROFILE_WORDS))},
+            ),
+        ]
+
+
+class Core(Module):
+    """The engine without its registers: everything that a soft reset clears, but for the DMA's bus side."""
+
+    def __init__(self, geometry: Geometry, reader: DMAReader, writer: DMAWriter):
+        self.submodules.sequencer = sequencer = Sequencer(geometry)
+        requantizers = range(geometry.requantizers)
+        self.submodules.memory = memory = ActivationMemory(
+            geometry, readers=geometry.groups + geometry.requantizers, writers=geometry.requantizers + 1
+        )
+        self.groups = [Group(geometry, memory.ports[index]) for index in range(geometry.groups)]
+        self.submodules += self.groups
+        share = geometry.groups_per_requantizer
+        self.requantizers = [
+            Requantizer(
+                geometry,
+                [group.drain for group in self.groups[share * index : share * (index + 1)]],
+                memory.ports[geometry.groups + index],
+                memory.writers[index],
+            )
+            for index in requantizers
+        ]
+        self.submodules += self.requantizers
+        tables = {
+            Target.STREAM: [group.stream for group in self.groups],
+            Target.TILE: [group.tiles for group in self.groups],
+            Target.TAP: [group.taps for group in self.groups],
+            Target.MASK: [group.masks for group in self.groups],
+            Target.CHANNEL: [requantizer.channels for requantizer in self.requantizers],
+        }
+        self.submodules.loader = loader = Loader(geometry, tables, memory.writers[-1])
+
+        # The storer borrows requantizer 0's residual port.
+        shared_port = memory.ports[geometry.groups]
+        borrower = self.requantizers[0]
+        self.submodules.storer = storer = Storer(geometry, shared_port, borrower.residual_busy)
+        self.comb += shared_port.word.eq(Mux(borrower.residual_busy, borrower.residual_word, storer.word))
+        for index in requantizers[1:]:
+            self.comb += memory.ports[geometry.groups + index].word.eq(self.requantizers[index].residual_word)
+
+        # # #
+
+        here = {
+            field.name: sequencer.fields[field.offset : field.offset + field.width]
+            for field in INSTRUCTION.fields.values()
+        }
+        groups_busy = Signal(8)
+        running = Signal()
+        run_pending = Signal()
+        layer = Signal(16)
+        self.layer = layer
+        self.groups_busy = groups_busy
+        self.comb += [
+            groups_busy.eq(Cat(*[group.busy for group in self.groups])),
+            running.eq((groups_busy != 0) | reduce(or_, [requantizer.busy for requantizer in self.requantizers])),
+            sequencer.read_command.connect(reader.sink),
+            sequencer.write_command.connect(writer.sink),
+            If(
+                sequencer.fetching,
+                reader.source.connect(sequencer.instructions, omit={"first", "last"}),
+            ).Else(
+                reader.source.connect(loader.sink, omit={"first", "last"}),
+            ),
+            storer.source.connect(writer.data, omit={"first", "last"}),
+            loader.start.eq(sequencer.start_load),
+            loader.target.eq(here["memory"]),
+            loader.units.eq(here["units"]),
+            loader.address.eq(here["address"]),
+            storer.start.eq(sequencer.start_store),
+            storer.address.eq(here["address"]),
+            storer.count.eq(here["count"]),
+            sequencer.load_busy.eq(reader.busy | loader.busy),
+            sequencer.store_busy.eq(writer.busy),
+            sequencer.run_busy.eq(run_pending),
+        ]
+        for group in self.groups:
+            self.comb += [group.start.eq(sequencer.start_run), group.start_address.eq(here["address"])]
+        run_ends = Signal()
+        self.sync += If(sequencer.start_run, run_pending.eq(1), layer.eq(here["layer"])).Elif(
+            run_ends, run_pending.eq(0)
+        )
+
+        def population(signals):
+            return reduce(lambda a, b: a + b, signals)
+
+        bus_bytes = geometry.bus_bits // 8
+        counts = dict(
+            cycles=1,
+            steps=population([group.stepping for group in self.groups]),
+            drain_stalls=population([group.draining for group in self.groups]),
+            setup=population([group.preparing for group in self.groups]),
+            idle=population([~group.busy for group in self.groups]),
+            read_bytes=Mux(reader.beat, bus_bytes, 0),
+            write_bytes=Mux(writer.beat, bus_bytes, 0),
+        )
+        self.submodules.profile = profile = Profile(geometry, counts)
+        started = Signal()
+        self.sync += started.eq(sequencer.start_run)
+        self.comb += [
+            run_ends.eq(run_pending & ~started & ~running),
+            profile.begin.eq(sequencer.start_run),
+            profile.end.eq(run_ends),
+            profile.layer.eq(layer),
+        ]
+
+
+class Engine(Module, AutoCSR):
+    """The engine as a LiteX module: `bus` (AXI master), `irq` (pulse), and one CSR for each of REGISTERS, in order."""
+
+    def __init__(self, geometry: Geometry):
+        self.bus = bus = AXIInterface(data_width=geometry.bus_bits, address_width=32, id_width=1)
+        self.irq = Signal()
+        registers = {}
+        for name, register in REGISTERS.items():
+            if register.access == "ro":
+                csr = CSRStatus(32, name=name, description=register.description)
+            else:
+                csr = CSRStorage(32, name=name, reset=register.reset, description=register.description)
+            registers[name] = csr
+            setattr(self, name, csr)
+
+        # # #
+
+        self.submodules.reader = reader = DMAReader(bus)
+        self.submodules.writer = writer = DMAWriter(bus)
+        core = Core(geometry, reader, writer)
+        reset = Signal()
+        self.submodules.core = ResetInserter()(core)
+        sequencer, profile = core.sequencer, core.profile
+
+        def written_bit(register: str, field: str):
+            return registers[register].storage[REGISTERS[register].layout[field].offset]
+
+        doorbell = registers["doorbell"]
+        entry = REGISTERS["doorbell"].layout["entry"]
+        overflow = Signal()
+        self.comb += [
+            reset.eq(registers["control"].re & written_bit("control", "reset")),
+            core.reset.eq(reset),
+            profile.clear.eq(registers["control"].re & written_bit("control", "clear_profile")),
+            profile.index.eq(registers["profile_index"].storage),
+            sequencer.jobs.valid.eq(doorbell.re),
+            sequencer.jobs.entry.eq(doorbell.storage[entry.offset : entry.offset + entry.width]),
+            sequencer.jobs.load.eq(written_bit("doorbell", "load")),
+            sequencer.jobs.program.eq(registers["program_base"].storage),
+            sequencer.jobs.program_words.eq(registers["program_words"].storage),
+            sequencer.jobs.input.eq(registers["input_base"].storage),
+            sequencer.jobs.output.eq(registers["output_base"].storage),
+            sequencer.watchdog.eq(registers["watchdog"].storage),
+            overflow.eq(doorbell.re & ~sequencer.jobs.ready),
+            If(reader.error, sequencer.fault.eq(ErrorCode.READ_FAILED))
+            .Elif(writer.error, sequencer.fault.eq(ErrorCode.WRITE_FAILED))
+            .Elif(overflow, sequencer.fault.eq(ErrorCode.QUEUE_OVERFLOW)),
+        ]
+
+        # An error stops the DMA at once; a reset too.
+        failed = Signal()
+        failed_before = Signal()
+        error_address = Signal(32)
+        completed = Signal(32)
+        self.comb += [
+            failed.eq(sequencer.error != 0),
+            reader.abort.eq(reset | (failed & ~failed_before)),
+            writer.abort.eq(reader.abort),
+            self.irq.eq(sequencer.done | (failed & ~failed_before)),
+        ]
+        self.sync += [
+            failed_before.eq(failed),
+            If(sequencer.done, completed.eq(completed + 1)),
+            If(reset, completed.eq(0), error_address.eq(0))
+            .Elif(~failed & reader.error, error_address.eq(reader.address))
+            .Elif(~failed & writer.error, error_address.eq(writer.address)),
+        ]
+        sizes = dict(
+            lanes=geometry.lanes,
+            columns=geometry.columns,
+            groups=geometry.groups,
+            requantizers=geometry.requantizers,
+        )
+        status = Signal(32)
+        state = dict(
+            busy=sequencer.busy | reader.busy | writer.busy,
+            error=sequencer.error,
+            queued=sequencer.queued,
+            loading=reader.busy,
+            storing=writer.busy,
+            groups_busy=core.groups_busy,
+        )
+        for name, value in state.items():
+            field = REGISTERS["status"].layout[name]
+            self.comb += status[field.offset : field.offset + field.width].eq(value)
+        values = dict(
+            fingerprint=C(fingerprint(geometry), 32),
+            geometry=C(REGISTERS["geometry"].layout.pack(**sizes), 32),
+            status=status,
+            completed=completed,
+            instruction_pointer=sequencer.pointer,
+            layer=core.layer,
+            error_address=error_address,
+            read_address=reader.address,
+            write_address=writer.address,
+            job_cycles=sequencer.last_cycles,
+            profile_count=profile.count,
+            profile_data=profile.data,
+        )
+        for name, value in values.items():
+            self.comb += registers[name].status.eq(value)

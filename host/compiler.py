@@ -1,0 +1,348 @@
+"""Compiles a checked network for a geometry: intermediate representation in, program out.
+
+    place tensors -> schedule each operator -> pack streams, channel entries, tables -> instructions -> Program
+
+Streams of all layers stay on chip if they fit. Otherwise the layers that do not are loaded while the layer before
+them computes, into the two halves of what is left of the stream memory in turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sentei.host.ir import Conv, Network, Pool, Requantize, check
+from sentei.host.placement import Placement, place
+from sentei.host.schedule import Block, Job, check_wide, schedule
+from sentei.host.tables import Tables
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import LOAD_BITS, Geometry
+from sentei.overlay.instructions import (
+    HEADER0,
+    HEADER1,
+    INSTRUCTION,
+    INSTRUCTION_LOAD_WORDS,
+    STEP,
+    STEP_WEIGHTS_OFFSET,
+    Base,
+    Memory,
+    Opcode,
+    channel_layout,
+    load_words,
+    stream_bits,
+)
+from sentei.overlay.program import LayerInfo, Program, TensorInfo
+
+ALIGNMENT = 64  # bytes; segments start at multiples of it
+NEVER = (1 << 23) - 1  # a threshold of at least this magnitude is never (positive) or always (negative) reached
+
+
+@dataclass
+class Data:
+    """The program's data while it grows. Offsets count from its start, where the instructions will be."""
+
+    reserved: int
+    parts: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    def append(self, content: bytes) -> int:
+        """Add a segment; returns its offset in bytes."""
+        offset = self.reserved + self.size
+        padded = content + bytes(-len(content) % ALIGNMENT)
+        self.parts.append(padded)
+        self.size += len(padded)
+        return offset
+
+
+def pack_entries(entries: list[int], memory: Memory, geometry: Geometry) -> bytes:
+    """Table entries as a LOAD instruction reads them."""
+    size = load_words(memory, geometry) * LOAD_BITS // 8
+    return b"".join(int(entry).to_bytes(size, "little") for entry in entries)
+
+
+def pack_steps(block: Block, geometry: Geometry) -> bytes:
+    """The steps of a block as stream words."""
+    words = stream_bits(geometry) // LOAD_BITS
+    packed = np.zeros((block.steps, words), np.uint64)
+    begin = 0
+    for number, (steps, by_nibble) in enumerate(block.passes):
+        end = begin + len(steps)
+        control = np.zeros(len(steps), np.int64)
+        flags = dict(plane=steps.planes, tap=steps.taps, pad=steps.pad, maximum=int(block.maximum))
+        for name, value in flags.items():
+            control |= np.asarray(value, np.int64) << STEP[name].offset
+        control[0] |= 1 << STEP["fresh"].offset
+        final = number == len(block.passes) - 1
+        control[-1] |= 1 << STEP["last" if final else "join"].offset
+        control[-1] |= int(by_nibble) << STEP["shift"].offset
+        packed[begin:end, 0] = control.astype(np.uint64)
+        for column in range(geometry.group_columns):
+            bit = STEP_WEIGHTS_OFFSET + 4 * column
+            weight = (steps.weights[:, column] & 15).astype(np.uint64)
+            packed[begin:end, bit // LOAD_BITS] |= weight << np.uint64(bit % LOAD_BITS)
+        begin = end
+    return packed.tobytes()
+
+
+def pack_job(job: Job, header: dict, last: bool, geometry: Geometry) -> bytes:
+    """Header and steps of a job; `header` holds what depends on the operator."""
+    first = dict(
+        tile=job.first_tile,
+        tiles=job.tiles,
+        columns=job.block.channels,
+        reduce=int(job.block.reduce),
+        last=int(last),
+        **{name: header[name] for name in ("channel", "shift", "residual", "wide")},
+    )
+    second = dict(
+        output=header["output"], stride=header["stride"], residual=header["residual_word"], steps=job.block.steps
+    )
+    size = stream_bits(geometry) // 8
+    words = HEADER0.pack(**first).to_bytes(size, "little") + HEADER1.pack(**second).to_bytes(size, "little")
+    return words + pack_steps(job.block, geometry)
+
+
+def empty_job(geometry: Geometry) -> bytes:
+    """A job without tiles, for a group that has nothing to do in a layer."""
+    return HEADER0.pack(last=1).to_bytes(stream_bits(geometry) // 8, "little") + bytes(stream_bits(geometry) // 8)
+
+
+def channel_entries(block: Block, op: Conv | Pool, network: Network, geometry: Geometry) -> list[int]:
+    """Channel table entries of a block: thresholds in terms of what is stored, gain and flip."""
+    requantize = op.requantize
+    assert requantize is not None
+    layout = channel_layout(geometry)
+    top = (1 << (geometry.wide_bits - 1)) - 1
+    channels = slice(block.first, block.first + block.channels)
+    thresholds = requantize.thresholds[channels]
+    gain = np.zeros(block.channels, np.int64)
+    residual_bias = 0
+    if requantize.residual is not None:
+        residual = network.tensors[requantize.residual]
+        gain = requantize.gain[channels]
+        residual_bias = 8 if residual.signed else 0
+    check_wide((block.worst << requantize.shift) + int(np.abs(gain).max()) * 15, geometry, op.name)
+    stored = thresholds + ((block.stored_bias << requantize.shift) + gain * residual_bias)[:, None]
+    stored = np.clip(stored, -top, top)
+    stored = np.where(thresholds >= NEVER, top, np.where(thresholds <= -NEVER, -top, stored))
+    flip = np.where(requantize.descending[channels], 15, 0)
+    entries = []
+    for channel in range(block.channels):
+        values = {f"threshold{k}": int(stored[channel, k]) for k in range(stored.shape[1])}
+        entries.append(layout.pack(gain=int(gain[channel]), flip=int(flip[channel]), **values))
+    return entries
+
+
+def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerInfo:
+    """What reports say of an operator."""
+    source, target = network.tensors[op.input], network.tensors[op.output]
+    if isinstance(op, Pool):
+        return LayerInfo(op.name, f"{op.kind} pool", op.output, 0, 0, 0.0)
+    pixels = target.shape.height * target.shape.width
+    passes = -(-source.bits // 4) * (1 if np.abs(op.weights).max(initial=0) <= 8 else 2)
+    dense = op.weights.size * pixels * passes
+    kept = 0
+    for first in range(0, len(op.weights), geometry.group_columns):
+        part = op.weights[first : first + geometry.group_columns]
+        kept += int((part != 0).any(axis=0).sum()) * len(part)
+    macs = kept * pixels * passes
+    kernel = f"{op.weights.shape[2]}x{op.weights.shape[3]}"
+    return LayerInfo(op.name, f"conv {kernel}", op.output, macs, dense, macs / geometry.array_macs)
+
+
+def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ...] = ()) -> Program:
+    """Compile for `geometry`. Raises IRError for a network that breaks the IR's rules and CapacityError, naming
+    operator and memory, for one that does not fit."""
+    check(network)
+    placed = place(network, geometry)
+    tables = Tables(geometry)
+    streams: list[list[bytes]] = []  # layer, group
+    channels: list[list[int]] = [[] for _ in range(geometry.requantizers)]
+    corrections = np.zeros(network.tensors[network.output].shape.channels, np.int64)
+    for op in network.ops:
+        shares = schedule(op, placed, tables, geometry)
+        target = placed[op.output]
+        known: dict[tuple[int, int], int] = {}
+        layer = []
+        for group, jobs in enumerate(shares):
+            requantizer = group // geometry.groups_per_requantizer
+            content = b""
+            for number, job in enumerate(jobs):
+                key = (job.block.first, requantizer)
+                if op.requantize is None:
+                    corrections[job.block.first : job.block.first + job.block.channels] = job.block.stored_bias
+                if op.requantize is not None and key not in known:
+                    known[key] = len(channels[requantizer])
+                    channels[requantizer] += channel_entries(job.block, op, network, geometry)
+                header = job_header(op, job.block, placed, known.get(key, 0))
+                content += pack_job(job, header, number == len(jobs) - 1, geometry)
+            layer.append(content or empty_job(geometry))
+        streams.append(layer)
+    if max(map(len, channels)) > geometry.channel_entries:
+        raise CapacityError(
+            f"{network.name}: needs {max(map(len, channels))} channel entries, the geometry has {geometry.channel_entries}"
+        )
+    return assemble(network, geometry, placed, tables, streams, channels, corrections, classes)
+
+
+def job_header(op: Conv | Pool, block: Block, placed: dict[str, Placement], channel: int) -> dict:
+    """The header fields that depend on the operator and on where its tensors lie."""
+    target = placed[op.output]
+    requantize: Requantize | None = op.requantize
+    residual = None if requantize is None or requantize.residual is None else placed[requantize.residual]
+    stride = target.layout.stride
+    return dict(
+        channel=channel,
+        shift=0 if requantize is None else requantize.shift,
+        residual=int(residual is not None),
+        wide=int(requantize is None),
+        output=target.address + block.first * target.layout.nibbles * stride,
+        stride=stride,
+        residual_word=0 if residual is None else residual.address + block.first * stride,
+    )
+
+
+def stream_plan(streams: list[list[bytes]], geometry: Geometry, name: str) -> tuple[list[int], set[int]]:
+    """(address of each layer's streams, layers that are loaded for each picture)."""
+    size = stream_bits(geometry) // 8
+    lengths = [max(len(content) for content in layer) // size for layer in streams]
+    streamed: set[int] = set()
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+    def needed() -> int:
+        resident = sum(length for index, length in enumerate(lengths) if index not in streamed)
+        return resident + 2 * max((lengths[index] for index in streamed), default=0)
+
+    while needed() > geometry.stream_words:
+        if len(streamed) == len(lengths):
+            raise CapacityError(
+                f"{name}: its largest layer has {max(lengths)} stream words for a group; "
+                f"at most half of {geometry.stream_words} can be used when weights do not stay on chip"
+            )
+        streamed.add(order[len(streamed)])
+    half = max((lengths[index] for index in streamed), default=0)
+    addresses, resident, turn = [], 2 * half, 0
+    for index, length in enumerate(lengths):
+        if index in streamed:
+            addresses.append(turn * half)
+            turn ^= 1
+        else:
+            addresses.append(resident)
+            resident += length
+    return addresses, streamed
+
+
+def assemble(
+    network: Network,
+    geometry: Geometry,
+    placed: dict[str, Placement],
+    tables: Tables,
+    streams: list[list[bytes]],
+    channels: list[list[int]],
+    corrections: np.ndarray,
+    classes: tuple[str, ...],
+) -> Program:
+    """Lay out the data and write the instructions. `corrections` (C,) belong to the wide output."""
+    addresses, streamed = stream_plan(streams, geometry, network.name)
+    word_bytes = geometry.word_bytes
+    instructions: list[int] = []
+    data = Data(geometry.instruction_words * LOAD_BITS // 8)
+
+    def emit(opcode: Opcode, **fields: int) -> None:
+        instructions.append(INSTRUCTION.pack(opcode=opcode, **fields))
+
+    def load(memory: Memory, content: bytes, address: int = 0, units: int = 0) -> dict[str, int]:
+        """Fields of the LOAD of a new segment."""
+        count = len(content) // (load_words(memory, geometry) * LOAD_BITS // 8)
+        fields = dict(memory=memory, units=units, address=address, count=count, base=Base.PROGRAM)
+        return dict(fields, offset=data.append(content))
+
+    def store(name: str, offset: int) -> None:
+        where = placed[name]
+        emit(Opcode.STORE, address=where.address, count=where.layout.words, base=Base.OUTPUT, offset=offset)
+
+    prologue = len(instructions)
+    table_contents = ((Memory.TILE, tables.tiles), (Memory.TAP, tables.taps), (Memory.MASK, tables.masks))
+    for memory, entries in table_contents:
+        emit(Opcode.LOAD, **load(memory, pack_entries(entries, memory, geometry)))
+    for unit, entries in enumerate(channels):
+        if entries:
+            content = pack_entries(entries, Memory.CHANNEL, geometry)
+            emit(Opcode.LOAD, **load(Memory.CHANNEL, content, units=1 << unit))
+    loads: list[list[dict[str, int]]] = []
+    for index, layer in enumerate(streams):
+        layer_loads = [
+            load(Memory.STREAM, content, address=addresses[index], units=1 << group)
+            for group, content in enumerate(layer)
+        ]
+        loads.append(layer_loads)
+        if index not in streamed:
+            for fields in layer_loads:
+                emit(Opcode.LOAD, **fields)
+    emit(Opcode.END)
+
+    source = placed[network.input]
+    trace_tensors: list[TensorInfo] = []
+    trace_bytes = 0
+
+    def correction_of(op: Conv | Pool) -> tuple[int, ...]:
+        return tuple(int(value) for value in corrections) if op.requantize is None else ()
+
+    def picture(trace: bool) -> int:
+        """Instructions for one picture; returns the entry."""
+        nonlocal trace_bytes
+        entry = len(instructions)
+        emit(Opcode.LOAD, memory=Memory.ACTIVATION, address=source.address, count=source.layout.words, base=Base.INPUT)
+        for index, op in enumerate(network.ops):
+            if index == 0 and 0 in streamed:
+                for fields in loads[0]:
+                    emit(Opcode.LOAD, **fields)
+            if index == 0 or index in streamed:
+                emit(Opcode.SYNC)
+            emit(Opcode.RUN, address=addresses[index], layer=index)
+            if index + 1 in streamed:
+                for fields in loads[index + 1]:
+                    emit(Opcode.LOAD, **fields)
+            if trace:
+                emit(Opcode.SYNC)
+                store(op.output, trace_bytes)
+                emit(Opcode.SYNC)
+                trace_tensors.append(TensorInfo(op.output, placed[op.output].layout, trace_bytes, correction_of(op)))
+                trace_bytes += -(-placed[op.output].layout.words * word_bytes // ALIGNMENT) * ALIGNMENT
+        if not trace:
+            emit(Opcode.SYNC)
+            store(network.output, 0)
+        emit(Opcode.END)
+        return entry
+
+    body = picture(trace=False)
+    trace = picture(trace=True)
+    if len(instructions) * INSTRUCTION_LOAD_WORDS > geometry.instruction_words:
+        raise CapacityError(
+            f"{network.name}: needs {len(instructions) * INSTRUCTION_LOAD_WORDS} instruction words, "
+            f"the geometry has {geometry.instruction_words}"
+        )
+    size = INSTRUCTION_LOAD_WORDS * LOAD_BITS // 8
+    code = b"".join(instruction.to_bytes(size, "little") for instruction in instructions)
+    last = next(op for op in network.ops if op.output == network.output)
+    output = TensorInfo(network.output, placed[network.output].layout, 0, correction_of(last))
+    return Program(
+        name=network.name,
+        geometry=geometry,
+        data=code.ljust(data.reserved, b"\0") + b"".join(data.parts),
+        instruction_load_words=len(instructions) * INSTRUCTION_LOAD_WORDS,
+        prologue=prologue,
+        body=body,
+        trace=trace,
+        input=source.layout,
+        input_scale=float(network.tensors[network.input].scale),
+        output=output,
+        output_bytes=output.layout.words * word_bytes,
+        output_scale=tuple(float(v) for v in network.output_scale),
+        output_offset=tuple(float(v) for v in network.output_offset),
+        trace_tensors=tuple(trace_tensors),
+        trace_bytes=trace_bytes,
+        layers=tuple(layer_info(op, network, geometry) for op in network.ops),
+        classes=classes,
+    )

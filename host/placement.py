@@ -1,0 +1,119 @@
+"""Places every tensor: phase modulus, pitch, and address in activation memory.
+
+A window of stride s reads consecutive pixels if its input's modulus is s times its output's (overlay/layout.py). That
+relation, and the equality of a residual with the output it is added to, are solved for the whole network, so that no
+layer ever rearranges pixels. Maps of one row (or column) are free of it: there is nothing to stride over.
+
+Addresses: first fit in order of execution, over the words that no living tensor occupies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import lcm
+
+from sentei.host.ir import WIDE, Network
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import Geometry
+from sentei.overlay.layout import PlaneLayout
+
+LARGEST_MODULUS = 1 << 12
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a tensor lies: `layout`, from word `address` on."""
+
+    layout: PlaneLayout
+    address: int
+
+
+def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
+    """Phase modulus (rows, columns) of every tensor."""
+    moduli = {name: [1, 1] for name in network.tensors}
+    changed = True
+    while changed:
+        changed = False
+        for op in (*reversed(network.ops), *network.ops):
+            for axis in (0, 1):
+                names = [op.output]
+                if op.requantize is not None and op.requantize.residual is not None:
+                    names.append(op.requantize.residual)
+                common = lcm(*(moduli[name][axis] for name in names))
+                wanted = {}
+                if network.tensors[op.output].shape[1 + axis] > 1:
+                    stride = op.stride[axis]
+                    wanted[op.input] = lcm(moduli[op.input][axis], common * stride)
+                    common = wanted[op.input] // stride
+                wanted.update(dict.fromkeys(names, common))
+                for name, modulus in wanted.items():
+                    changed |= moduli[name][axis] != modulus
+                    moduli[name][axis] = modulus
+                    if modulus > LARGEST_MODULUS:
+                        raise CapacityError(
+                            f"{network.name}: {op.name}: the strides of its branches do not fit together"
+                        )
+    return {name: (modulus[0], modulus[1]) for name, modulus in moduli.items()}
+
+
+def make_layouts(network: Network, geometry: Geometry) -> dict[str, PlaneLayout]:
+    """Layout of every tensor, all with one pitch. Planes are an odd number of words apart, so that the results of
+    neighbouring channels go to different memory banks."""
+    moduli = solve_moduli(network)
+    pitch = max(-(-tensor.shape.width // moduli[name][1]) for name, tensor in network.tensors.items())
+    layouts = {}
+    for name, tensor in network.tensors.items():
+        wide = tensor.bits == WIDE
+        layout = PlaneLayout(
+            *tensor.shape,
+            bits=geometry.wide_bits if wide else tensor.bits,
+            signed=tensor.signed and not wide,
+            lanes=geometry.lanes,
+            modulus=moduli[name],
+            pitch=pitch,
+            stride=1,
+        )
+        layouts[name] = PlaneLayout(**dict(layout.__dict__, stride=layout.plane_words | 1))
+    return layouts
+
+
+def last_uses(network: Network) -> dict[str, int]:
+    """Index of the last operator that reads each tensor; the output and the input live to the end."""
+    uses = dict.fromkeys(network.tensors, -1)
+    for index, op in enumerate(network.ops):
+        uses[op.input] = index
+        if op.requantize is not None and op.requantize.residual is not None:
+            uses[op.requantize.residual] = index
+    uses[network.output] = len(network.ops)
+    uses[network.input] = len(network.ops)
+    return uses
+
+
+def place(network: Network, geometry: Geometry) -> dict[str, Placement]:
+    """Layout and address of every tensor. Raises CapacityError, naming the operator, if the memory is too small."""
+    layouts = make_layouts(network, geometry)
+    uses = last_uses(network)
+    placed: dict[str, Placement] = {}
+    alive: list[str] = []
+
+    def put(name: str, where: str) -> None:
+        words = layouts[name].words
+        address = 0
+        for other in sorted(alive, key=lambda n: placed[n].address):
+            if address + words <= placed[other].address:
+                break
+            address = max(address, placed[other].address + layouts[other].words)
+        if address + words > geometry.activation_words:
+            raise CapacityError(
+                f"{network.name}: {where}: tensor {name!r} needs {words} activation words, "
+                f"{geometry.activation_words - address} of {geometry.activation_words} are free; "
+                "use a geometry with more activation_words or smaller maps"
+            )
+        placed[name] = Placement(layouts[name], address)
+        alive.append(name)
+
+    put(network.input, "input")
+    for index, op in enumerate(network.ops):
+        put(op.output, op.name)
+        alive[:] = [name for name in alive if uses[name] > index]
+    return placed

@@ -1,0 +1,274 @@
+"""Turns one operator into jobs for the groups: which slots, in which passes, on which tiles.
+
+output channels  -> blocks of group_columns       a block's slots with any weight left become steps
+8-bit operands   -> nibble passes, highest power of 16 first, joined after the array
+long sums        -> chunks that provably fit the array's accumulators, joined likewise
+(block, tiles)   -> jobs, spread over the groups so that all finish together
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+
+from sentei.host.ir import Conv, Pool, kernel_of
+from sentei.host.placement import Placement
+from sentei.host.tables import Tables, single_pixel_tile, whole_plane_tile, window_tiles
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
+from sentei.overlay.instructions import STEP
+from sentei.overlay.layout import PlaneLayout
+
+NIBBLE = 15
+MAX_TAPS = 1 << STEP["tap"].width
+HEADER_CYCLES = 6  # a group's cycles between two jobs
+
+
+@dataclass
+class Steps:
+    """Steps in order: `planes`, `taps` int64 (n,), `weights` int64 (n, columns), `pad` int64 (n,)."""
+
+    planes: np.ndarray
+    taps: np.ndarray
+    weights: np.ndarray
+    pad: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.planes)
+
+    def take(self, selection) -> Steps:
+        return Steps(self.planes[selection], self.taps[selection], self.weights[selection], self.pad[selection])
+
+
+@dataclass
+class Block:
+    """One block of output channels of one operator: `channels` consecutive ones from `first` on.
+
+    `passes` are (steps, joins by a nibble) in order; `worst` bounds the magnitude of the joined sum. `stored_bias` int64 (channels,) is what the sums contain on top
+    of the true ones because signed tensors are stored offset.
+    """
+
+    first: int
+    channels: int
+    passes: list[tuple[Steps, bool]]
+    worst: int
+    stored_bias: np.ndarray
+    maximum: bool = False
+    reduce: bool = False
+
+    @property
+    def steps(self) -> int:
+        return sum(len(steps) for steps, _ in self.passes)
+
+
+@dataclass
+class Job:
+    """`block` on tiles `first_tile` .. `first_tile + tiles - 1` of the tile table."""
+
+    block: Block
+    first_tile: int
+    tiles: int
+
+
+def weight_digits(weights: np.ndarray) -> list[np.ndarray]:
+    """Splits integers into arrays of digits of -8..7 with weights = sum(16**j * digits[j]), lowest first; the highest
+    digit may leave that range (then it takes more than one step). Weights that fit in 4 bits are one digit."""
+    if weights.size == 0 or (weights.min() >= -8 and weights.max() <= 7):
+        return [weights]
+    low = (weights + 8) % 16 - 8
+    return [low, (weights - low) // 16]
+
+
+def nibble_steps(planes, taps, weights, pad: int) -> Steps:
+    """Steps for slots `planes`, `taps` (n,) with `weights` (n, columns); empty slots vanish, weights beyond -8..7 are
+    spread over several steps."""
+    parts = []
+    rest = np.asarray(weights, np.int64)
+    while True:
+        digit = np.clip(rest, -8, 7)
+        used = np.flatnonzero((digit != 0).any(axis=1))
+        parts.append((used, digit[used]))
+        rest = rest - digit
+        if not rest.any():
+            break
+    order = np.concatenate([used for used, _ in parts])
+    return Steps(planes[order], taps[order], np.concatenate([d for _, d in parts]), np.full(len(order), pad, np.int64))
+
+
+def concatenate(parts: list[Steps]) -> Steps:
+    return Steps(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("planes", "taps", "weights", "pad")))
+
+
+def split_passes(powers: dict[int, list[Steps]], columns: int, largest: int, geometry: Geometry, name: str):
+    """Orders `powers` {power of 16: steps} from high to low and cuts what could overflow the accumulators.
+
+    `largest` bounds a stored nibble. Returns (list of (steps, joins by a nibble), largest magnitude of the joined sum);
+    raises CapacityError if that needs more than wide_bits.
+    """
+    limit = (1 << (geometry.accumulator_bits - 1)) - 1
+    passes: list[tuple[Steps, bool]] = []
+    high = low = np.zeros(columns, np.int64)
+    worst = 0
+    for power in sorted(powers, reverse=True):
+        steps = concatenate(powers[power])
+        if len(steps) == 0:
+            if power > 0 and not passes:
+                continue
+            zero = np.zeros(1, np.int64)
+            steps = Steps(zero, zero, np.zeros((1, columns), np.int64), zero)
+        up = np.maximum(steps.weights, 0).cumsum(0) * largest
+        down = np.minimum(steps.weights, 0).cumsum(0) * largest
+        by_nibble = bool(passes)
+        if by_nibble:
+            high, low = high * 16, low * 16
+        begin = 0
+        while begin < len(steps):
+            base_up, base_down = (up[begin - 1], down[begin - 1]) if begin else (0, 0)
+            fits = ((up[begin:] - base_up <= limit) & (down[begin:] - base_down >= -limit)).all(1)
+            end = begin + (len(fits) if fits.all() else int(np.argmin(fits)))
+            passes.append((steps.take(slice(begin, end)), by_nibble))
+            begin, by_nibble = end, False
+        high, low = high + up[-1], low + down[-1]
+        worst = max(worst, int(high.max()), int(-low.min()))
+    check_wide(worst, geometry, name)
+    return passes, worst
+
+
+def check_wide(worst: int, geometry: Geometry, name: str) -> None:
+    """Raise CapacityError unless magnitudes up to `worst` fit in wide_bits with the two extreme codes to spare."""
+    if worst >= (1 << (geometry.wide_bits - 1)) - 1:
+        raise CapacityError(f"{name}: sums may reach {worst}, more than {geometry.wide_bits} bits hold; use fewer bits")
+
+
+def is_single_pixel(target: PlaneLayout) -> bool:
+    """True if the output map is one pixel: then every slot is one fixed pixel of the input."""
+    return target.height == target.width == 1
+
+
+def window_slots(op: Conv | Pool, layout: PlaneLayout, single: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(words, taps, inside) of the coordinates of the window, in the order (ky, kx): word within the plane and tap
+    number, int64, and whether the coordinate is read at all."""
+    rows, columns = kernel_of(op)
+    ky, kx = (index.ravel() for index in np.mgrid[:rows, :columns])
+    if not single:
+        if rows * columns > MAX_TAPS:
+            raise CapacityError(f"{op.name}: kernel {rows}x{columns} has more than {MAX_TAPS} coordinates")
+        return np.zeros(rows * columns, np.int64), ky * columns + kx, np.ones(rows * columns, bool)
+    y, x = ky - op.pads.top, kx - op.pads.left
+    inside = (y >= 0) & (y < layout.height) & (x >= 0) & (x < layout.width)
+    position = layout.positions()[np.where(inside, y, 0), np.where(inside, x, 0)]
+    return position // layout.lanes, position % layout.lanes, inside
+
+
+def conv_blocks(op: Conv, source: Placement, single: bool, geometry: Geometry) -> list[Block]:
+    """Blocks of a convolution, slots in the order (input channel, ky, kx)."""
+    layout = source.layout
+    columns = geometry.group_columns
+    words, taps, inside = window_slots(op, layout, single)
+    channel = np.arange(layout.channels)[:, None] * (layout.nibbles * layout.stride)
+    planes = (source.address + channel + words[None, inside]).ravel()
+    taps = np.tile(taps[inside], layout.channels)
+    largest = NIBBLE if layout.nibbles > 1 else layout.high + layout.bias
+    blocks = []
+    for first in range(0, len(op.weights), columns):
+        part = op.weights[first : first + columns].astype(np.int64)
+        weights = np.zeros((len(planes), columns), np.int64)
+        weights[:, : len(part)] = part.reshape(len(part), layout.channels, -1)[:, :, inside].reshape(len(part), -1).T
+        powers: dict[int, list[Steps]] = {}
+        for j, digit in enumerate(weight_digits(weights)):
+            for i in range(layout.nibbles):
+                pad = layout.bias >> ACTIVATION_BITS * i & NIBBLE
+                powers.setdefault(i + j, []).append(nibble_steps(planes + i * layout.stride, taps, digit, pad))
+        passes, worst = split_passes(powers, columns, largest, geometry, op.name)
+        blocks.append(Block(first, len(part), passes, worst, (weights.sum(0) * layout.bias)[: len(part)]))
+    return blocks
+
+
+def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | None, geometry: Geometry) -> list[Block]:
+    """Blocks of a pool, one channel each: the maxima, or column 0 with weight 1. `whole` lists the words of a plane
+    that is summed as a whole, lanes included."""
+    layout = source.layout
+    if whole is not None:
+        words, taps = np.array(whole), np.arange(len(whole))
+        bias = layout.bias * layout.height * layout.width
+    else:
+        words, taps, inside = window_slots(op, layout, single)
+        words, taps = words[inside], taps[inside]
+        bias = layout.bias * len(words)
+    weights = np.zeros((len(words), geometry.group_columns), np.int64)
+    if op.kind == "sum":
+        weights[:, 0] = 1
+    blocks = []
+    for channel in range(layout.channels):
+        plane = source.address + channel * layout.nibbles * layout.stride
+        if op.kind == "max":
+            steps = Steps(plane + words, taps, weights, np.zeros(len(words), np.int64))
+            blocks.append(Block(channel, 1, [(steps, False)], NIBBLE, np.array([layout.bias]), maximum=True))
+            continue
+        powers = {}
+        for i in range(layout.nibbles):
+            pad = 0 if whole is not None else layout.bias >> ACTIVATION_BITS * i & NIBBLE
+            powers[i] = [Steps(plane + i * layout.stride + words, taps, weights, np.full(len(words), pad, np.int64))]
+        passes, worst = split_passes(powers, geometry.group_columns, NIBBLE, geometry, op.name)
+        if whole is not None:
+            worst *= layout.lanes
+            check_wide(worst, geometry, op.name)
+        blocks.append(Block(channel, 1, passes, worst, np.array([bias]), reduce=whole is not None))
+    return blocks
+
+
+def sums_whole_plane(op: Conv | Pool, source: PlaneLayout) -> bool:
+    """True for a global sum, which is read word by word and summed over the lanes at the end."""
+    return (
+        isinstance(op, Pool)
+        and op.kind == "sum"
+        and op.kernel == (source.height, source.width)
+        and not any(op.pads)
+        and source.height * source.width > 1
+        and op.requantize is not None
+        and op.requantize.residual is None
+    )
+
+
+def schedule(op: Conv | Pool, placed: dict[str, Placement], tables: Tables, geometry: Geometry) -> list[list[Job]]:
+    """Jobs of one operator for each group, adding to `tables` what they need."""
+    source, target = placed[op.input], placed[op.output]
+    single = is_single_pixel(target.layout)
+    whole = None
+    if sums_whole_plane(op, source.layout):
+        tile, whole = whole_plane_tile(tables, source.layout)
+        tiles = 1
+        if len(whole) > MAX_TAPS:
+            raise CapacityError(f"{op.name}: a map of {len(whole)} words is too large for a global pool")
+    elif single:
+        tile, tiles = single_pixel_tile(tables, geometry.lanes), 1
+    else:
+        window_slots(op, source.layout, single)
+        tile, tiles = window_tiles(
+            tables, source.layout, target.layout, kernel_of(op), op.stride, (op.pads.top, op.pads.left)
+        )
+    if isinstance(op, Conv):
+        blocks = conv_blocks(op, source, single, geometry)
+    else:
+        blocks = pool_blocks(op, source, single, whole, geometry)
+    return spread(blocks, tile, tiles, geometry.groups)
+
+
+def spread(blocks: list[Block], first_tile: int, tiles: int, groups: int) -> list[list[Job]]:
+    """Shares blocks among groups. Blocks that do not come out even are cut into ranges of tiles; then the longest
+    job goes to the group with the least work, again and again."""
+    rest = len(blocks) % groups
+    jobs = [Job(block, first_tile, tiles) for block in blocks[: len(blocks) - rest]]
+    parts = min(groups // gcd(groups, rest), tiles) if rest else 1
+    for block in blocks[len(blocks) - rest :]:
+        borders = [tiles * part // parts for part in range(parts + 1)]
+        jobs += [Job(block, first_tile + low, high - low) for low, high in zip(borders, borders[1:], strict=False)]
+    shares: list[list[Job]] = [[] for _ in range(groups)]
+    load = [0] * groups
+    for job in sorted(jobs, key=lambda job: -job.block.steps * job.tiles):
+        group = load.index(min(load))
+        shares[group].append(job)
+        load[group] += job.block.steps * job.tiles + HEADER_CYCLES
+    return shares

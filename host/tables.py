@@ -1,0 +1,126 @@
+"""Builds the tile, tap and mask tables (formats in overlay/instructions.py). Equal rows are stored once.
+
+A tile is one word of an output phase. For each tap (kernel coordinate) its row of the tap table says how many pixels
+away the tap's pixels lie, and which lanes of them are inside the map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import Geometry
+from sentei.overlay.instructions import TAP, TILE
+from sentei.overlay.layout import PlaneLayout
+
+
+@dataclass
+class Tables:
+    """The three tables while they grow. `tiles`, `taps` and `masks` are lists of packed entries."""
+
+    geometry: Geometry
+    tiles: list[int] = field(default_factory=list)
+    taps: list[int] = field(default_factory=list)
+    masks: list[int] = field(default_factory=list)
+    known_tiles: dict[tuple, int] = field(default_factory=dict)
+    known_taps: dict[tuple, int] = field(default_factory=dict)
+    known_masks: dict[int, int] = field(default_factory=dict)
+
+    def mask(self, lanes: np.ndarray) -> int:
+        """Index of the mask with bit l set where lanes[l]."""
+        value = int(sum(1 << int(lane) for lane in np.flatnonzero(lanes)))
+        if value not in self.known_masks:
+            self._need("mask_entries", len(self.masks) + 1)
+            self.known_masks[value] = len(self.masks)
+            self.masks.append(value)
+        return self.known_masks[value]
+
+    def tap_row(self, taps: list[tuple[int, np.ndarray]]) -> int:
+        """First entry of a row of (offset in pixels, lanes inside the map)."""
+        row = tuple((offset, self.mask(lanes)) for offset, lanes in taps)
+        if row not in self.known_taps:
+            self._need("tap_entries", len(self.taps) + len(row))
+            self.known_taps[row] = len(self.taps)
+            self.taps += [TAP.pack(offset=offset, mask=mask) for offset, mask in row]
+        return self.known_taps[row]
+
+    def tile_list(self, tiles: list[tuple[int, int, int]]) -> int:
+        """First entry of consecutive tiles (tap row, input word, output word)."""
+        key = tuple(tiles)
+        if key not in self.known_tiles:
+            self._need("tile_entries", len(self.tiles) + len(tiles))
+            self.known_tiles[key] = len(self.tiles)
+            self.tiles += [TILE.pack(taps=taps, input=source, output=target) for taps, source, target in tiles]
+        return self.known_tiles[key]
+
+    def _need(self, memory: str, entries: int) -> None:
+        available = getattr(self.geometry, memory)
+        if entries > available:
+            raise CapacityError(f"the network needs more than {available} {memory}; use a geometry with more of them")
+
+
+def output_tiles(layout: PlaneLayout) -> list[tuple[int, int, int, np.ndarray, np.ndarray]]:
+    """(phase row, phase column, word of the phase, y, x) of each word that holds pixels; y, x are int64 (lanes,).
+
+    Lanes without a pixel have y = -1.
+    """
+    tiles = []
+    for phase_y in range(min(layout.modulus[0], layout.height)):
+        for phase_x in range(min(layout.modulus[1], layout.width)):
+            for word in range(layout.phase_words):
+                pixel = word * layout.lanes + np.arange(layout.lanes)
+                y = phase_y + layout.modulus[0] * (pixel // layout.pitch)
+                x = phase_x + layout.modulus[1] * (pixel % layout.pitch)
+                inside = (y < layout.height) & (x < layout.width)
+                if inside.any():
+                    tiles.append((phase_y, phase_x, word, np.where(inside, y, -1), x))
+    return tiles
+
+
+def window_tiles(
+    tables: Tables,
+    source: PlaneLayout,
+    target: PlaneLayout,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    pads: tuple[int, int],
+) -> tuple[int, int]:
+    """Tiles of a sliding window; returns (first tile, number of tiles). Tap number = ky * kernel columns + kx.
+
+    `pads` are the rows above and columns left of the map.
+    """
+    tiles = []
+    phase_words = target.phase_words
+    for phase_y, phase_x, word, y, x in output_tiles(target):
+        taps = []
+        for ky in range(kernel[0]):
+            for kx in range(kernel[1]):
+                row, phase_row = divmod(phase_y * stride[0] + ky - pads[0], source.modulus[0])
+                column, phase_column = divmod(phase_x * stride[1] + kx - pads[1], source.modulus[1])
+                phase = phase_row * source.modulus[1] + phase_column
+                offset = phase * source.phase_words * source.lanes + row * source.pitch + column
+                input_y, input_x = y * stride[0] + ky - pads[0], x * stride[1] + kx - pads[1]
+                inside = (y >= 0) & (input_y >= 0) & (input_y < source.height)
+                inside &= (input_x >= 0) & (input_x < source.width)
+                taps.append((offset if inside.any() else 0, inside))
+        phase = phase_y * target.modulus[1] + phase_x
+        tiles.append((tables.tap_row(taps), word, phase * phase_words + word))
+    return tables.tile_list(tiles), len(tiles)
+
+
+def single_pixel_tile(tables: Tables, lanes: int) -> int:
+    """The tile of a 1x1 output map whose window is read pixel by pixel: tap l brings lane l of a word to lane 0."""
+    first = np.arange(lanes) == 0
+    return tables.tile_list([(tables.tap_row([(lane, first) for lane in range(lanes)]), 0, 0)])
+
+
+def whole_plane_tile(tables: Tables, source: PlaneLayout) -> tuple[int, list[int]]:
+    """The tile that reads a plane word by word; returns (tile, words that hold pixels). Tap t belongs to the t-th."""
+    words = [
+        (phase_y * source.modulus[1] + phase_x) * source.phase_words + word
+        for phase_y, phase_x, word, _, _ in output_tiles(source)
+    ]
+    taps = [(0, y >= 0) for _, _, _, y, _ in output_tiles(source)]
+    return tables.tile_list([(tables.tap_row(taps), 0, 0)]), words
