@@ -19,6 +19,7 @@ from sentei.overlay.geometry import LOAD_BITS
 
 BURST_BEATS = 16
 READS_IN_FLIGHT = 8  # bursts
+WRITES_IN_FLIGHT = 4  # bursts
 
 
 def command_layout():
@@ -147,7 +148,7 @@ class DMAReader(Module):
 class DMAWriter(Module):
     """`sink` takes a command, `data` its 64-bit words. `busy` falls when memory has acknowledged the last burst.
 
-    One burst is in flight at a time.
+    A burst's data follows its address; the next burst does not wait for the acknowledgement.
     """
 
     def __init__(self, bus: AXIInterface):
@@ -157,7 +158,7 @@ class DMAWriter(Module):
         self.abort = Signal()
         self.busy = Signal()
         self.error = Signal()
-        self.address = Signal(32)
+        self.address = Signal(32)  # of the burst being written
         self.beat = Signal()
 
         # # #
@@ -166,27 +167,32 @@ class DMAWriter(Module):
         self.submodules.converter = converter = ResetInserter()(stream.Converter(LOAD_BITS, bus_bits))
         active = Signal()
         aborting = Signal()
-        words = Signal(24)
+        words = Signal(24)  # still to take
         beats = Signal(5)  # left in this burst
-        await_response = Signal()
-        final = Signal()
+        length = Signal(5)  # of this burst
+        announced = Signal()  # this burst's address is taken
+        all_cut = Signal()  # no further burst will start
+        unanswered = Signal(max=WRITES_IN_FLIGHT + 1)  # bursts begun, not yet acknowledged
         accept = Signal()
-        start_burst = Signal()
-        announced = Signal()  # the burst's address is taken
+        start = Signal()
         abandon = Signal()
+        idle = Signal()  # nothing is owed to the bus
         self.comb += [
             abandon.eq(aborting | self.abort),
+            idle.eq((beats == 0) & (unanswered == 0)),
             accept.eq(sink.valid & ~active & ~aborting),
             cutter.sink.valid.eq(accept),
             cutter.sink.address.eq(sink.address),
             cutter.sink.words.eq(sink.words),
             sink.ready.eq(accept),
             cutter.clear.eq(abandon),
-            start_burst.eq((beats == 0) & ~await_response & cutter.source.valid & ~abandon),
+            start.eq((beats == 0) & (unanswered != WRITES_IN_FLIGHT) & cutter.source.valid & ~abandon),
+            cutter.source.ready.eq(start),
             bus.aw.valid.eq((beats != 0) & ~announced),
+            bus.aw.addr.eq(self.address),
+            bus.aw.len.eq(length - 1),
             bus.aw.size.eq(log2_int(bus_bits // 8)),
             bus.aw.burst.eq(BURST_INCR),
-            cutter.source.ready.eq(start_burst),
             converter.sink.valid.eq(data.valid & active & (words != 0)),
             converter.sink.data.eq(data.data),
             converter.sink.last.eq(words == 1),
@@ -202,26 +208,21 @@ class DMAWriter(Module):
             self.error.eq(bus.b.valid & (bus.b.resp != 0) & ~aborting),
             self.busy.eq(active | aborting),
         ]
-        length = Signal(5)
-        self.comb += [bus.aw.addr.eq(self.address), bus.aw.len.eq(length - 1)]
         self.sync += [
-            If(accept, active.eq(1), words.eq(sink.words)),
+            unanswered.eq(unanswered + start - bus.b.valid),
             If(data.valid & data.ready, words.eq(words - 1)),
             If(
-                start_burst,
+                start,
                 beats.eq(cutter.source.beats),
                 length.eq(cutter.source.beats),
                 self.address.eq(cutter.source.address),
-                final.eq(cutter.source.last),
+                all_cut.eq(cutter.source.last),
                 announced.eq(0),
             ),
             If(bus.aw.valid & bus.aw.ready, announced.eq(1)),
-            If(self.beat, beats.eq(beats - 1), If(beats == 1, await_response.eq(1))),
-            If(
-                bus.b.valid,
-                await_response.eq(0),
-                If(final, active.eq(0)),
-            ),
-            If(aborting & (beats == 0) & ~await_response, aborting.eq(0)),
-            If(self.abort, active.eq(0), aborting.eq((beats != 0) | await_response)),
+            If(self.beat, beats.eq(beats - 1)),
+            If(active & all_cut & idle, active.eq(0)),
+            If(aborting & idle, aborting.eq(0)),
+            If(accept, active.eq(1), words.eq(sink.words), all_cut.eq(0)),
+            If(self.abort, active.eq(0), aborting.eq(~idle)),
         ]

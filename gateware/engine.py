@@ -177,7 +177,7 @@ class Core(Module):
             steps=population([group.stepping for group in self.groups]),
             drain_stalls=population([group.draining for group in self.groups]),
             setup=population([group.preparing for group in self.groups]),
-            idle=population([~group.busy for group in self.groups]),
+            idle=population([group.busy == 0 for group in self.groups]),
             read_bytes=Mux(reader.beat, bus_bytes, 0),
             write_bytes=Mux(writer.beat, bus_bytes, 0),
         )

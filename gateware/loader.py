@@ -8,6 +8,7 @@ bit is set. A STORE reads activation words through a port that it shares (it use
 
 from litex.soc.interconnect import stream
 from migen import *
+from migen.genlib.fifo import SyncFIFO
 
 from sentei.gateware.activation_memory import ActivationPort
 from sentei.gateware.common import delay_valid
@@ -81,10 +82,13 @@ class Loader(Module):
 class Storer(Module):
     """`start` takes `address` and `count`; `source` then gives the activation words as 64-bit words.
 
-    `port` is read in cycles in which `port_taken` is 0.
+    `port` is read in cycles in which `port_taken` is 0; words read wait in a queue, which always has room for them.
     """
 
+    QUEUE_DEPTH = 8
+
     def __init__(self, geometry: Geometry, port, port_taken):
+        width = ACTIVATION_BITS * geometry.lanes
         self.start = Signal()
         self.address = Signal(16)
         self.count = Signal(16)
@@ -94,31 +98,33 @@ class Storer(Module):
         # # #
 
         words = geometry.load_words_per_activation
+        self.submodules.queue = queue = ResetInserter()(SyncFIFO(width, self.QUEUE_DEPTH))
         remaining = Signal.like(self.count)
-        held = Signal(LOAD_BITS * words)
+        room = Signal(max=self.QUEUE_DEPTH + 1, reset=self.QUEUE_DEPTH)
         piece = Signal(max=max(2, words))
-        reading = Signal()
-        ready = Signal()
+        held = Signal(LOAD_BITS * words)
         ask = Signal()
-        arrives = Signal()
+        taken = Signal()
         self.comb += [
-            ask.eq((remaining != 0) & ~reading & ~ready & ~port_taken),
-            arrives.eq(delay_valid(self, ask, ActivationPort.LATENCY)),
-            source.valid.eq(ready),
+            ask.eq((remaining != 0) & (room != 0) & ~port_taken),
+            queue.we.eq(delay_valid(self, ask, ActivationPort.LATENCY)),
+            queue.din.eq(port.low),
+            queue.reset.eq(self.start),
+            held.eq(queue.dout),
+            source.valid.eq(queue.readable),
             Case(piece, {k: source.data.eq(held[LOAD_BITS * k : LOAD_BITS * (k + 1)]) for k in range(words)}),
+            taken.eq(source.valid & source.ready & (piece == words - 1)),
+            queue.re.eq(taken),
         ]
         self.sync += [
-            If(ask, reading.eq(1)),
-            If(arrives, held.eq(port.low), ready.eq(1), reading.eq(0)),
+            room.eq(room - ask + taken),
+            If(ask, remaining.eq(remaining - 1), self.word.eq(self.word + 1)),
+            If(source.valid & source.ready, If(taken, piece.eq(0)).Else(piece.eq(piece + 1))),
             If(
-                source.valid & source.ready,
-                If(
-                    piece == words - 1,
-                    piece.eq(0),
-                    ready.eq(0),
-                    remaining.eq(remaining - 1),
-                    self.word.eq(self.word + 1),
-                ).Else(piece.eq(piece + 1)),
+                self.start,
+                self.word.eq(self.address),
+                remaining.eq(self.count),
+                piece.eq(0),
+                room.eq(self.QUEUE_DEPTH),
             ),
-            If(self.start, self.word.eq(self.address), remaining.eq(self.count), piece.eq(0), ready.eq(0)),
         ]

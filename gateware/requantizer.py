@@ -26,7 +26,7 @@ from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import NIBBLE_SHIFT, THRESHOLDS, channel_layout
 
 SUM_STAGE = 2  # cycles from trigger to v
-JOIN_CYCLES = 4  # from reading a partial to having written its successor, plus one
+JOIN_CYCLES = 3  # from reading a partial until its successor can be read
 
 
 class Requantizer(Module):
@@ -69,7 +69,7 @@ class Requantizer(Module):
             statements += [
                 If(
                     drain.grant,
-                    occupied.eq(drain.columns - 1 + Mux(drain.join, JOIN_CYCLES, 0)),
+                    occupied.eq(Mux(drain.join & (drain.columns < JOIN_CYCLES), JOIN_CYCLES, drain.columns) - 1),
                     locked.eq(drain.wide & ~drain.join),
                 )
             ]

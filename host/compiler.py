@@ -2,8 +2,9 @@
 
     place tensors -> schedule each operator -> pack streams, channel entries, tables -> instructions -> Program
 
-Streams of all layers stay on chip if they fit. Otherwise the layers that do not are loaded while the layer before
-them computes, into the two halves of what is left of the stream memory in turn.
+A layer is computed in one or more *runs*: as many as its streams need to fit. Streams of all runs stay on chip if they
+can. Otherwise the largest ones are loaded for each picture, while the run before computes, into the two halves of what
+is left of the stream memory in turn.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from sentei.overlay.instructions import (
 )
 from sentei.overlay.program import LayerInfo, Program, TensorInfo
 
+HEADER_WORDS = 2
 ALIGNMENT = 64  # bytes; segments start at multiples of it
 NEVER = (1 << 23) - 1  # a threshold of at least this magnitude is never (positive) or always (negative) reached
 
@@ -157,33 +159,31 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
     check(network)
     placed = place(network, geometry)
     tables = Tables(geometry)
-    streams: list[list[bytes]] = []  # layer, group
+    runs: list[Run] = []
     channels: list[list[int]] = [[] for _ in range(geometry.requantizers)]
     corrections = np.zeros(network.tensors[network.output].shape.channels, np.int64)
-    for op in network.ops:
+    for number, op in enumerate(network.ops):
         shares = schedule(op, placed, tables, geometry)
-        target = placed[op.output]
         known: dict[tuple[int, int], int] = {}
-        layer = []
+        packed: list[list[tuple[Job, dict]]] = []
         for group, jobs in enumerate(shares):
             requantizer = group // geometry.groups_per_requantizer
-            content = b""
-            for number, job in enumerate(jobs):
+            packed.append([])
+            for job in jobs:
                 key = (job.block.first, requantizer)
                 if op.requantize is None:
                     corrections[job.block.first : job.block.first + job.block.channels] = job.block.stored_bias
-                if op.requantize is not None and key not in known:
+                elif key not in known:
                     known[key] = len(channels[requantizer])
                     channels[requantizer] += channel_entries(job.block, op, network, geometry)
-                header = job_header(op, job.block, placed, known.get(key, 0))
-                content += pack_job(job, header, number == len(jobs) - 1, geometry)
-            layer.append(content or empty_job(geometry))
-        streams.append(layer)
+                packed[-1].append((job, job_header(op, job.block, placed, known.get(key, 0))))
+        runs += [Run(number, contents) for contents in pack_layer(packed, geometry)]
     if max(map(len, channels)) > geometry.channel_entries:
         raise CapacityError(
-            f"{network.name}: needs {max(map(len, channels))} channel entries, the geometry has {geometry.channel_entries}"
+            f"{network.name}: needs {max(map(len, channels))} channel entries, "
+            f"the geometry has {geometry.channel_entries}; use one with more"
         )
-    return assemble(network, geometry, placed, tables, streams, channels, corrections, classes)
+    return assemble(network, geometry, placed, tables, runs, channels, corrections, classes)
 
 
 def job_header(op: Conv | Pool, block: Block, placed: dict[str, Placement], channel: int) -> dict:
@@ -203,34 +203,74 @@ def job_header(op: Conv | Pool, block: Block, placed: dict[str, Placement], chan
     )
 
 
-def stream_plan(streams: list[list[bytes]], geometry: Geometry, name: str) -> tuple[list[int], set[int]]:
-    """(address of each layer's streams, layers that are loaded for each picture)."""
+def pack_layer(shares: list[list[tuple[Job, dict]]], geometry: Geometry) -> list[list[bytes]]:
+    """Packs the jobs and headers of a layer, one list for each group, into runs of one stream for each group.
+
+    A layer that needs more than half of the stream memory is cut into runs that do not, as far as single jobs allow.
+    """
+    half = geometry.stream_words // 2
+    runs: list[list[bytes]] = []
+    waiting = [list(jobs) for jobs in shares]
+    while any(waiting):
+        run = []
+        for jobs in waiting:
+            words = 0
+            taken = []
+            while jobs and (not taken or words + HEADER_WORDS + jobs[0][0].block.steps <= half):
+                words += HEADER_WORDS + jobs[0][0].block.steps
+                taken.append(jobs.pop(0))
+            last = len(taken) - 1
+            stream = [pack_job(job, header, index == last, geometry) for index, (job, header) in enumerate(taken)]
+            run.append(b"".join(stream) or empty_job(geometry))
+        runs.append(run)
+    return runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """One RUN instruction: layer number and, for each group, the stream's content."""
+
+    layer: int
+    contents: list[bytes]
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Address of each run's streams; `streamed` runs are loaded for each picture, ahead of time if `ahead`."""
+
+    addresses: list[int]
+    streamed: set[int]
+    ahead: bool
+
+
+def plan_streams(runs: list[Run], geometry: Geometry, name: str) -> StreamPlan:
+    """Keep on chip what fits, the largest runs last."""
     size = stream_bits(geometry) // 8
-    lengths = [max(len(content) for content in layer) // size for layer in streams]
+    lengths = [max(map(len, run.contents)) // size for run in runs]
+    if max(lengths) > geometry.stream_words:
+        layer = runs[lengths.index(max(lengths))].layer
+        raise CapacityError(
+            f"{name}: layer {layer}: one block of output channels needs {max(lengths)} stream words, the geometry has "
+            f"{geometry.stream_words}; use a geometry with more stream_words, or fewer input channels"
+        )
+    order = sorted(range(len(runs)), key=lambda index: -lengths[index])
+    buffers = 2 if 2 * max(lengths) <= geometry.stream_words else 1
     streamed: set[int] = set()
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-
-    def needed() -> int:
+    while True:
+        buffer = max((lengths[index] for index in streamed), default=0)
         resident = sum(length for index, length in enumerate(lengths) if index not in streamed)
-        return resident + 2 * max((lengths[index] for index in streamed), default=0)
-
-    while needed() > geometry.stream_words:
-        if len(streamed) == len(lengths):
-            raise CapacityError(
-                f"{name}: its largest layer has {max(lengths)} stream words for a group; "
-                f"at most half of {geometry.stream_words} can be used when weights do not stay on chip"
-            )
+        if resident + buffers * buffer <= geometry.stream_words:
+            break
         streamed.add(order[len(streamed)])
-    half = max((lengths[index] for index in streamed), default=0)
-    addresses, resident, turn = [], 2 * half, 0
+    addresses, free, turn = [], buffers * buffer, 0
     for index, length in enumerate(lengths):
         if index in streamed:
-            addresses.append(turn * half)
-            turn ^= 1
+            addresses.append(turn * buffer)
+            turn = (turn + 1) % buffers
         else:
-            addresses.append(resident)
-            resident += length
-    return addresses, streamed
+            addresses.append(free)
+            free += length
+    return StreamPlan(addresses, streamed, buffers == 2)
 
 
 def assemble(
@@ -238,13 +278,13 @@ def assemble(
     geometry: Geometry,
     placed: dict[str, Placement],
     tables: Tables,
-    streams: list[list[bytes]],
+    runs: list[Run],
     channels: list[list[int]],
     corrections: np.ndarray,
     classes: tuple[str, ...],
 ) -> Program:
     """Lay out the data and write the instructions. `corrections` (C,) belong to the wide output."""
-    addresses, streamed = stream_plan(streams, geometry, network.name)
+    plan = plan_streams(runs, geometry, network.name)
     word_bytes = geometry.word_bytes
     instructions: list[int] = []
     data = Data(geometry.instruction_words * LOAD_BITS // 8)
@@ -271,14 +311,15 @@ def assemble(
             content = pack_entries(entries, Memory.CHANNEL, geometry)
             emit(Opcode.LOAD, **load(Memory.CHANNEL, content, units=1 << unit))
     loads: list[list[dict[str, int]]] = []
-    for index, layer in enumerate(streams):
-        layer_loads = [
-            load(Memory.STREAM, content, address=addresses[index], units=1 << group)
-            for group, content in enumerate(layer)
-        ]
-        loads.append(layer_loads)
-        if index not in streamed:
-            for fields in layer_loads:
+    for index, run in enumerate(runs):
+        loads.append(
+            [
+                load(Memory.STREAM, content, address=plan.addresses[index], units=1 << group)
+                for group, content in enumerate(run.contents)
+            ]
+        )
+        if index not in plan.streamed:
+            for fields in loads[-1]:
                 emit(Opcode.LOAD, **fields)
     emit(Opcode.END)
 
@@ -294,17 +335,19 @@ def assemble(
         nonlocal trace_bytes
         entry = len(instructions)
         emit(Opcode.LOAD, memory=Memory.ACTIVATION, address=source.address, count=source.layout.words, base=Base.INPUT)
-        for index, op in enumerate(network.ops):
-            if index == 0 and 0 in streamed:
-                for fields in loads[0]:
-                    emit(Opcode.LOAD, **fields)
-            if index == 0 or index in streamed:
+        for index, run in enumerate(runs):
+            if index in plan.streamed and (index == 0 or not plan.ahead):
                 emit(Opcode.SYNC)
-            emit(Opcode.RUN, address=addresses[index], layer=index)
-            if index + 1 in streamed:
+                for fields in loads[index]:
+                    emit(Opcode.LOAD, **fields)
+            if index == 0 or index in plan.streamed:
+                emit(Opcode.SYNC)
+            emit(Opcode.RUN, address=plan.addresses[index], layer=run.layer)
+            if plan.ahead and index + 1 in plan.streamed:
                 for fields in loads[index + 1]:
                     emit(Opcode.LOAD, **fields)
-            if trace:
+            if trace and (index + 1 == len(runs) or runs[index + 1].layer != run.layer):
+                op = network.ops[run.layer]
                 emit(Opcode.SYNC)
                 store(op.output, trace_bytes)
                 emit(Opcode.SYNC)
@@ -321,7 +364,7 @@ def assemble(
     if len(instructions) * INSTRUCTION_LOAD_WORDS > geometry.instruction_words:
         raise CapacityError(
             f"{network.name}: needs {len(instructions) * INSTRUCTION_LOAD_WORDS} instruction words, "
-            f"the geometry has {geometry.instruction_words}"
+            f"the geometry has {geometry.instruction_words}; use one with more"
         )
     size = INSTRUCTION_LOAD_WORDS * LOAD_BITS // 8
     code = b"".join(instruction.to_bytes(size, "little") for instruction in instructions)

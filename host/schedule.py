@@ -9,6 +9,7 @@ long sums        -> chunks that provably fit the array's accumulators, joined li
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 import numpy as np
@@ -46,8 +47,8 @@ class Steps:
 class Block:
     """One block of output channels of one operator: `channels` consecutive ones from `first` on.
 
-    `passes` are (steps, joins by a nibble) in order; `worst` bounds the magnitude of the joined sum. `stored_bias` int64 (channels,) is what the sums contain on top
-    of the true ones because signed tensors are stored offset.
+    `passes` are (steps, joins by a nibble) in order; `worst` bounds the magnitude of the joined sum. `stored_bias`
+    int64 (channels,) is what the sums contain on top of the true ones because signed tensors are stored offset.
     """
 
     first: int
@@ -253,22 +254,24 @@ def schedule(op: Conv | Pool, placed: dict[str, Placement], tables: Tables, geom
         blocks = conv_blocks(op, source, single, geometry)
     else:
         blocks = pool_blocks(op, source, single, whole, geometry)
-    return spread(blocks, tile, tiles, geometry.groups)
+    return spread(blocks, tile, tiles, geometry)
 
 
-def spread(blocks: list[Block], first_tile: int, tiles: int, groups: int) -> list[list[Job]]:
+def spread(blocks: list[Block], first_tile: int, tiles: int, geometry: Geometry) -> list[list[Job]]:
     """Shares blocks among groups. Blocks that do not come out even are cut into ranges of tiles; then the longest
-    job goes to the group with the least work, again and again."""
+    job goes to the group with the least work, again and again; of equals, to one with a result bus of its own."""
+    groups = geometry.groups
     rest = len(blocks) % groups
     jobs = [Job(block, first_tile, tiles) for block in blocks[: len(blocks) - rest]]
     parts = min(groups // gcd(groups, rest), tiles) if rest else 1
     for block in blocks[len(blocks) - rest :]:
         borders = [tiles * part // parts for part in range(parts + 1)]
-        jobs += [Job(block, first_tile + low, high - low) for low, high in zip(borders, borders[1:], strict=False)]
+        jobs += [Job(block, first_tile + low, high - low) for low, high in pairwise(borders)]
     shares: list[list[Job]] = [[] for _ in range(groups)]
     load = [0] * groups
+    order = sorted(range(groups), key=lambda group: group % geometry.groups_per_requantizer)
     for job in sorted(jobs, key=lambda job: -job.block.steps * job.tiles):
-        group = load.index(min(load))
+        group = min(order, key=lambda group: load[group])
         shares[group].append(job)
         load[group] += job.block.steps * job.tiles + HEADER_CYCLES
     return shares

@@ -19,7 +19,7 @@ def qonnx_logits(path: Path, inputs: np.ndarray, batch: int = 250) -> np.ndarray
     return np.concatenate([execute_onnx(model, {source: part})[result] for part in parts])
 
 
-def densities(path: Path) -> dict[str, float]:
+def weight_densities(path: Path) -> dict[str, float]:
     """The fraction of non-zero weights of each convolution in a QONNX file, in graph order, by node name."""
     model = ModelWrapper(str(path))
     found = {}

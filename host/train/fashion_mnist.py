@@ -3,10 +3,11 @@
     python -m sentei.host.train.fashion_mnist --keep 1   --out models/fmnist-dense.onnx
     python -m sentei.host.train.fashion_mnist --keep 1/9 --out models/fmnist-ninth.onnx
 
-Two stages: a float model, then 4-bit training from it, distilled from it, during which the kernel elements of every
-convolution but the first fall to the kept fraction.  The float model depends on the seed and the
-number of float epochs alone; with ``--resume`` it is reused.  Beside the QONNX file stands its model card
-(``.json``), whose accuracy is that of executing the exported graph with qonnx on all test images.
+Three stages: a float model; 4-bit training from it, distilled from it, during which the kernel elements of every
+convolution but the first fall to the kept fraction; and a last one in which the weights settle on fixed scales.
+The float model depends on the seed and the number of float epochs alone; with ``--resume`` it is reused.
+Beside the QONNX file stands its model card (``.json``), whose accuracy is that of executing the exported graph
+with qonnx on all test images.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import platform
 import shlex
 import sys
-import tempfile
 import time
 from fractions import Fraction
 from importlib.metadata import version
@@ -26,18 +26,20 @@ from pathlib import Path
 import torch
 
 from sentei.host.train import data
-from sentei.host.train.evaluate import densities, qonnx_logits
+from sentei.host.train.evaluate import qonnx_logits, weight_densities
 from sentei.host.train.export import export_qonnx, freeze
 from sentei.host.train.loop import Images, Recipe, accuracy, fit, to_input
 from sentei.host.train.model import FashionNet
 from sentei.host.train.prune import SlotPruner
-from sentei.host.train.quant import calibrate, set_quantized
+from sentei.host.train.quant import calibrate, estimate_norms, fix_weight_scales, set_quantized
 
 FLOAT_LEARNING_RATE = 0.1
 QUANTIZED_LEARNING_RATE = 0.05
+SETTLING_LEARNING_RATE = 0.02
 DISTILLATION = 0.5
 PRUNING_END = 0.6  # share of the quantized stage after which the masks are frozen
 CALIBRATION_IMAGES = 1000
+NORM_IMAGES = 20_000
 PACKAGES = ("torch", "numpy", "onnx", "qonnx", "onnxruntime")
 
 
@@ -49,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--group", type=int, default=8, help="output channels that share their kept elements")
     parser.add_argument("--float-epochs", type=int, default=10, help="epochs of the float stage")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of the quantized stage, pruning included")
+    parser.add_argument("--settling-epochs", type=int, default=8, help="epochs of the last stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-images", type=int, help="train on the first so many images only (to try things out)")
     parser.add_argument("--data", type=Path, help="folder of the IDX files (default: where Debian installs them)")
@@ -61,11 +64,12 @@ def main(arguments: list[str] | None = None) -> None:
     train = _load("train", options.data, options.train_images)
     test = _load("test", options.data)
 
+    float_settings = {"seed": options.seed, "train_images": len(train), "float_epochs": options.float_epochs}
+    settings = float_settings | {"epochs": options.epochs, "keep": str(options.keep), "group": options.group}
     network = FashionNet().to(memory_format=torch.channels_last)
     float_seconds = fit(
         network, train, test, Recipe(options.float_epochs, FLOAT_LEARNING_RATE), seed=options.seed, name="float",
-        checkpoint=options.work / f"float-s{options.seed}-e{options.float_epochs}-n{len(train)}.pt",
-        resume=options.resume,
+        checkpoint=options.work / "float.pt", settings=float_settings, resume=options.resume,
     )
     float_accuracy = accuracy(network, test)
     teacher = copy.deepcopy(network).eval()
@@ -76,11 +80,21 @@ def main(arguments: list[str] | None = None) -> None:
     quantized_seconds = fit(
         network, train, test, Recipe(options.epochs, QUANTIZED_LEARNING_RATE, distillation=DISTILLATION),
         seed=options.seed + 1, name=options.out.stem, teacher=teacher,
-        checkpoint=options.work / f"{options.out.stem}.pt", resume=options.resume,
+        checkpoint=options.work / f"{options.out.stem}.pt", settings=settings, resume=options.resume,
         before_step=lambda progress: pruner.update(progress / PRUNING_END),
     )
+    fix_weight_scales(network)
+    settling_seconds = fit(
+        network, train, test,
+        Recipe(options.settling_epochs, SETTLING_LEARNING_RATE, distillation=DISTILLATION, max_shift=0),
+        seed=options.seed + 2, name=f"{options.out.stem} settling", teacher=teacher,
+        checkpoint=options.work / f"{options.out.stem}-settled.pt", resume=options.resume,
+        settings=settings | {"settling_epochs": options.settling_epochs},
+    )
+    estimate_norms(network, map(to_input, train.images[:NORM_IMAGES].split(500)))
+    kept_slots = pruner.density()
     pruner.finish()
-    freeze(network)
+    freeze(network, network.residual_adds())
     export_qonnx(network, options.out, (1, 1, 28, 28))
 
     start = time.monotonic()
@@ -88,25 +102,23 @@ def main(arguments: list[str] | None = None) -> None:
     logits = qonnx_logits(options.out, inputs.numpy())
     reached = float((logits.argmax(1) == test.labels.numpy()).mean())
     with torch.no_grad():
-        differing = int((network(inputs).argmax(1).numpy() != logits.argmax(1)).sum())
+        differing = int((network(inputs).numpy() != logits).any(axis=1).sum())
     card = {
         "file": options.out.name,
         "command": shlex.join(["python", "-m", "sentei.host.train.fashion_mnist",
                                *(sys.argv[1:] if arguments is None else arguments)]),
         "data": "Fashion-MNIST (MIT), 60,000 training and 10,000 test images",
-        "train_images": len(train),
-        "seed": options.seed,
-        "keep": str(options.keep),
-        "group": options.group,
-        "epochs": {"float": options.float_epochs, "quantized": options.epochs},
+        **settings,
+        "settling_epochs": options.settling_epochs,
         "wall_seconds": {"float": round(float_seconds), "quantized": round(quantized_seconds),
-                         "qonnx_test": round(time.monotonic() - start)},
+                         "settling": round(settling_seconds), "qonnx_test": round(time.monotonic() - start)},
         "test_images": len(test),
         "float_accuracy": float_accuracy,
         "quantized_accuracy": reached,
         "quantized_accuracy_by": "qonnx.core.onnx_exec.execute_onnx",
-        "labels_that_differ_from_torch": differing,
-        "density": densities(options.out),
+        "images_whose_logits_differ_from_torch": differing,
+        "kept_slots": kept_slots,
+        "nonzero_weights": weight_densities(options.out),
         "python": platform.python_version(),
         "packages": {package: version(package) for package in PACKAGES},
     }

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ from torch.nn import functional as F
 PIXEL_SCALE = 2.0**-8
 _MOMENTUM = 0.9
 _WARMUP = 0.05
-_MAX_SHIFT = 2
+
+
+class CheckpointError(ValueError):
+    """A checkpoint belongs to another run."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Recipe:
     weight_decay: float = 5e-4
     distillation: float = 0.0  # share of the teacher's soft targets in the loss
     temperature: float = 3.0
+    max_shift: int = 2  # pixels by which an image is moved, at most
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,11 @@ def to_input(images: Tensor) -> Tensor:
     return images.unsqueeze(1).float() * PIXEL_SCALE
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image (N, H, W) moved by up to 2 pixels and mirrored by chance."""
+def augment(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Each image (N, H, W) moved by up to max_shift pixels and mirrored by chance."""
     count, height, width = images.shape
-    padded = F.pad(images, [_MAX_SHIFT] * 4)
-    corner = torch.randint(0, 2 * _MAX_SHIFT + 1, (2, count, 1), generator=generator)
+    padded = F.pad(images, [max_shift] * 4)
+    corner = torch.randint(0, 2 * max_shift + 1, (2, count, 1), generator=generator)
     mirrored = torch.rand((count, 1), generator=generator) < 0.5
     columns = torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
     rows = corner[0] + torch.arange(height)
@@ -82,6 +87,7 @@ def fit(
     seed: int,
     name: str,
     checkpoint: Path | None = None,
+    settings: Mapping[str, object] = MappingProxyType({}),
     resume: bool = False,
     teacher: nn.Module | None = None,
     before_step: Callable[[float], None] = lambda progress: None,
@@ -89,7 +95,7 @@ def fit(
     """Train in place and return the seconds it took, those before a resume included.
 
     ``before_step`` is called with the progress in [0, 1] before each step (to prune).  With ``resume``, training
-    continues after the last epoch in ``checkpoint`` if that file exists.
+    continues after the last epoch in ``checkpoint`` if that file exists and was written with the same ``settings``.
     """
     decayed = [p for p in network.parameters() if p.dim() > 1]
     plain = [p for p in network.parameters() if p.dim() <= 1]
@@ -100,6 +106,9 @@ def fit(
     done, seconds = 0, 0.0
     if resume and checkpoint and checkpoint.exists():
         state = torch.load(checkpoint)
+        if state["settings"] != dict(settings):
+            raise CheckpointError(f"{checkpoint} must come from a run with {dict(settings)}, not {state['settings']}; "
+                                  "repeat those options, or start anew without --resume")
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         done, seconds = state["epochs"], state["seconds"]
@@ -116,7 +125,7 @@ def fit(
             for parameters in optimizer.param_groups:
                 parameters["lr"] = recipe.learning_rate * _one_cycle(progress)
             chosen = order[step * recipe.batch:(step + 1) * recipe.batch]
-            inputs = to_input(augment(train.images[chosen], generator))
+            inputs = to_input(augment(train.images[chosen], recipe.max_shift, generator))
             loss = _loss(network, teacher, inputs, train.labels[chosen], recipe)
             optimizer.zero_grad()
             loss.backward()
@@ -128,7 +137,7 @@ def fit(
               f"test accuracy {reached:.4f}  {seconds:.0f} s", flush=True)
         if checkpoint:
             _save({"network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                   "epochs": epoch + 1, "seconds": seconds}, checkpoint)
+                   "settings": dict(settings), "epochs": epoch + 1, "seconds": seconds}, checkpoint)
     return seconds
 
 

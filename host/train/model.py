@@ -11,6 +11,8 @@ Images are pixel / 256, so that the 8-bit input is exact.  Every activation behi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +25,7 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1):
         super().__init__()
         self.conv = QuantConv2d(in_channels, out_channels, 3, stride, padding)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
         self.act = ActQuant()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -31,6 +33,15 @@ class ConvBlock(nn.Module):
         if residual is not None:
             x = x + residual
         return self.act(F.relu(x))
+
+
+@dataclass(frozen=True)
+class ResidualAdd:
+    """A block that adds a residual, the quantizer of the block's input and that of the residual."""
+
+    block: ConvBlock
+    input: ActQuant
+    residual: ActQuant
 
 
 class FashionNet(nn.Module):
@@ -56,6 +67,5 @@ class FashionNet(nn.Module):
         """The convolutions worth pruning: all but the first, which has one input channel."""
         return {name: getattr(self, name).conv for name in ("conv2", "conv3", "conv4", "conv5")}
 
-    def residual_adds(self) -> list[tuple[ConvBlock, ActQuant, ActQuant]]:
-        """Each block with a residual, the quantizer of its input, and the quantizer of the residual."""
-        return [(self.conv5, self.conv4.act, self.conv3.act)]
+    def residual_adds(self) -> list[ResidualAdd]:
+        return [ResidualAdd(self.conv5, input=self.conv4.act, residual=self.conv3.act)]

@@ -54,13 +54,11 @@ def cubic_density(progress: float, final: float) -> float:
     return final + (1.0 - final) * remaining**3
 
 
-def slot_density(weight: Tensor, group: int) -> float:
-    """The fraction of slots of a weight (O, I, kh, kw) in which a block of ``group`` channels has a non-zero weight."""
-    return slot_importance(weight, group).gt(0).float().mean().item()
-
-
 class SlotMask(nn.Module):
-    """Parametrization of a convolution's weight: zero outside the kept slots."""
+    """Parametrization of a convolution's weight: zero outside the kept slots, which change until frozen."""
+
+    kept: Tensor
+    frozen: Tensor
 
     def __init__(self, weight: Tensor, group: int):
         super().__init__()
@@ -92,26 +90,26 @@ class SlotPruner:
                 raise PruneError(f"{name}: groups must be 1, not {layer.groups}; leave the layer out")
         self.layers = dict(layers)
         self.keep = keep
-        for layer in self.layers.values():
-            parametrize.register_parametrization(layer, "weight", SlotMask(layer.weight, group))
+        self.weights = {name: layer.weight for name, layer in layers.items()}
+        self.masks = {name: SlotMask(layer.weight, group) for name, layer in layers.items()}
+        for name, layer in layers.items():
+            parametrize.register_parametrization(layer, "weight", self.masks[name])
 
     @torch.no_grad()
     def update(self, progress: float) -> None:
         """Choose the masks for ``progress`` in [0, 1] of the schedule; at 1 they are final, later calls do nothing."""
         final = progress >= 1.0
         density = self.keep if final else cubic_density(progress, float(self.keep))
-        for layer in self.layers.values():
-            mask = layer.parametrizations.weight[0]
+        for name, mask in self.masks.items():
             if mask.frozen:
                 continue
-            importance = slot_importance(layer.parametrizations.weight.original, mask.group)
+            importance = slot_importance(self.weights[name], mask.group)
             mask.kept.copy_(largest_slots(importance, max(1, round(density * importance[0].numel()))))
             mask.frozen.fill_(final)
 
     def density(self) -> dict[str, float]:
         """The fraction of slots that each layer keeps now."""
-        return {name: layer.parametrizations.weight[0].kept.float().mean().item()
-                for name, layer in self.layers.items()}
+        return {name: int(mask.kept.sum()) / mask.kept.numel() for name, mask in self.masks.items()}
 
     def finish(self) -> None:
         """Write the masks into the weights and leave plain convolutions behind."""

@@ -5,13 +5,17 @@ passes straight through inside that range (straight-through estimator, Bengio et
 is a power of two, so dividing and multiplying by it is exact in float32: what the network computes between two
 quantizers is integer arithmetic, plus one rounded float operation each for the multiply and the add of ``Affine``.
 
-Weights:      signed 4 bits in [-7, 7], a scale per output channel, chosen anew at every training step.
+Weights:      signed 4 bits in [-7, 7], a scale per output channel, chosen anew at every training step until
+              :func:`fix_weight_scales`.
 Activations:  unsigned, a scale per tensor, chosen once by :func:`calibrate`.
 
 Every layer also runs unquantized (:func:`set_quantized`): the float model is the same object.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -73,38 +77,46 @@ def best_weight_scale(weight: Tensor) -> Tensor:
 class QuantConv2d(nn.Conv2d):
     """Convolution with 4-bit weights (O, I, kh, kw) and no bias."""
 
+    weight_scale: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.register_buffer("weight_scale", torch.ones(out_channels, 1, 1, 1))
         self.quantized = False
+        self.scale_fixed = False
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, _layer_weight(self), None)
 
 
 class QuantLinear(nn.Linear):
-    """Fully connected layer with 4-bit weights (O, I) and a float bias."""
+    """Fully connected layer with 4-bit weights (O, I) and a float bias, added after the exact sum of products."""
+
+    weight_scale: Tensor
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features)
         self.register_buffer("weight_scale", torch.ones(out_features, 1))
         self.quantized = False
+        self.scale_fixed = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, _layer_weight(self), self.bias)
+        return F.linear(x, _layer_weight(self)) + self.bias
 
 
 def _layer_weight(layer: QuantConv2d | QuantLinear) -> Tensor:
     weight = layer.weight
     if not layer.quantized:
         return weight
-    if layer.training:
+    if layer.training and not layer.scale_fixed:
         layer.weight_scale.copy_(best_weight_scale(weight))
     return quantize_weight(weight, layer.weight_scale)
 
 
 class ActQuant(nn.Module):
     """Unsigned activation quantizer of one power-of-two scale per tensor."""
+
+    scale: Tensor
 
     def __init__(self, bits: int = 4, scale: float = 1.0):
         super().__init__()
@@ -122,6 +134,9 @@ class Affine(nn.Module):
     m and b are (1, C, 1, 1) and stay apart from the weights, so that the quantized weights keep their own scale.
     """
 
+    m: Tensor
+    b: Tensor
+
     def __init__(self, m: Tensor, b: Tensor):
         super().__init__()
         self.register_buffer("m", m.reshape(1, -1, 1, 1))
@@ -131,9 +146,10 @@ class Affine(nn.Module):
     @torch.no_grad()
     def from_batch_norm(cls, norm: nn.BatchNorm2d) -> Affine:
         """The affine map of a batch norm's running statistics, computed in float64, rounded once."""
-        gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+        mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+        gain = norm.weight.double() / torch.sqrt(variance + norm.eps)
         gain[gain.abs() < 2.0**-20] = 2.0**-20  # a dead channel keeps an invertible map
-        offset = norm.bias.double() - norm.running_mean.double() * gain
+        offset = norm.bias.double() - mean * gain
         return cls(gain.float(), offset.float())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,6 +161,30 @@ def set_quantized(network: nn.Module, quantized: bool) -> None:
     for module in network.modules():
         if isinstance(module, (QuantConv2d, QuantLinear, ActQuant)):
             module.quantized = quantized
+
+
+def fix_weight_scales(network: nn.Module) -> None:
+    """Keep every weight scale as it is now: towards the end of training, a scale that doubles does only harm."""
+    for module in network.modules():
+        if isinstance(module, (QuantConv2d, QuantLinear)):
+            module.scale_fixed = True
+
+
+@torch.no_grad()
+def estimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of every batch norm by their means over the batches (N, C, H, W).
+
+    Weights that oscillate around a rounding threshold leave running statistics behind that fit no network
+    (Nagel et al. 2022, "Overcoming oscillations in quantization-aware training", arXiv:2203.11086).
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+    network.train()
+    for batch in batches:
+        network(batch)
+    network.eval()
 
 
 @torch.no_grad()

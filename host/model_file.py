@@ -1,0 +1,164 @@
+"""Opens an ONNX file and hands out what the frontend walks: nodes in order, constants, one input, one output.
+
+Whatever is wrong with the file itself is found here: `ModelFileError` says what and how to get a good one. Nodes
+that the output does not depend on are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from sentei.host.errors import ModelFileError, UnsupportedModel, UnsupportedOperator
+
+OPSETS = range(9, 24)
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One ONNX operator; `str` gives the words by which errors call it."""
+
+    op_type: str
+    name: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    proto: onnx.NodeProto
+
+    def __str__(self) -> str:
+        return f"{self.op_type} {self.name!r}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The part of a model on which its single output depends. `input_shape` has None where the file names no size."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    constants: dict[str, np.ndarray]
+    input: str
+    input_shape: tuple[int | None, ...]
+    output: str
+    opsets: tuple[onnx.OperatorSetIdProto, ...]
+
+
+def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
+    """The graph of an ONNX file, of a `ModelProto`, or of anything whose `model` is one (qonnx's `ModelWrapper`)."""
+    if isinstance(source, (str, Path)):
+        model, name = read_file(Path(source)), Path(source).stem
+    else:
+        model = getattr(source, "model", source)
+        if not isinstance(model, onnx.ModelProto):
+            raise ModelFileError(f"a model must be a path or an onnx.ModelProto, not {type(source).__name__}")
+        name = model.graph.name or "model"
+    check_opset(name, model)
+    constants = read_constants(name, model)
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    for what, values in (("input", inputs), ("output", model.graph.output)):
+        if len(values) != 1:
+            names = ", ".join(repr(value.name) for value in values) or "none"
+            raise UnsupportedModel(f"{name}: the model must have one {what}, not {len(values)} ({names})")
+    if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        kind = onnx.TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type).lower()
+        raise UnsupportedModel(f"{name}: input {inputs[0].name!r} must be float (float32), not {kind}: export float32")
+    output = model.graph.output[0].name
+    nodes = live_nodes([read_node(proto) for proto in model.graph.node], output)
+    check_connected(name, nodes, {inputs[0].name, *constants}, output)
+    dims = inputs[0].type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims)
+    return Graph(name, nodes, constants, inputs[0].name, shape, output, tuple(model.opset_import))
+
+
+def read_file(path: Path) -> onnx.ModelProto:
+    """Parse `path`, or say why it is not an ONNX model."""
+    remedy = "give the path of a QONNX model, for instance one written by `sentei train` or brevitas' export_qonnx"
+    if not path.exists():
+        raise ModelFileError(f"{path}: no such file: {remedy}")
+    if path.is_dir():
+        raise ModelFileError(f"{path}: is a directory, not an ONNX file: {remedy}")
+    try:
+        model = onnx.load(path)
+    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
+        raise ModelFileError(f"{path}: not a readable ONNX file ({error}): {remedy}") from error
+    if not model.graph.node:
+        raise ModelFileError(f"{path}: not an ONNX model, it holds no operators: {remedy}")
+    return model
+
+
+def read_constants(name: str, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The initializers as arrays."""
+    constants = {}
+    for tensor in model.graph.initializer:
+        try:
+            constants[tensor.name] = numpy_helper.to_array(tensor)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(
+                f"{name}: initializer {tensor.name!r} is unreadable ({error}): damaged file?"
+            ) from error
+    return constants
+
+
+def check_opset(name: str, model: onnx.ModelProto) -> None:
+    """Refuse operator sets whose operators may mean something else."""
+    versions = [opset.version for opset in model.opset_import if opset.domain in STANDARD_DOMAINS]
+    if len(versions) != 1 or versions[0] not in OPSETS:
+        found = ", ".join(map(str, versions)) or "none"
+        raise UnsupportedModel(
+            f"{name}: ONNX opset must be {OPSETS[0]} to {OPSETS[-1]}, not {found}: "
+            "export with another opset or convert with onnx.version_converter"
+        )
+
+
+def read_node(proto: onnx.NodeProto) -> Node:
+    """A `Node`, named after its first output where it has no name."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in proto.attribute}
+    texts = {key: value.decode(errors="replace") for key, value in attributes.items() if isinstance(value, bytes)}
+    name = proto.name or (proto.output[0] if proto.output else "")
+    inputs, outputs = tuple(proto.input), tuple(proto.output)
+    return Node(proto.op_type, name, proto.domain, inputs, outputs, attributes | texts, proto)
+
+
+def live_nodes(nodes: list[Node], output: str) -> tuple[Node, ...]:
+    """The nodes, in order, on which `output` depends."""
+    needed, live = {output}, []
+    for node in reversed(nodes):
+        if needed.intersection(node.outputs):
+            needed.update(node.inputs)
+            live.append(node)
+    return tuple(reversed(live))
+
+
+def check_connected(name: str, nodes: tuple[Node, ...], known: set[str], output: str) -> None:
+    """Refuse a graph that reads values nobody computes, or reads them too early."""
+    known = known | {""}
+    for node in nodes:
+        for value in node.inputs:
+            if value not in known:
+                raise ModelFileError(f"{name}: {node} reads {value!r}, which nothing before it computes: damaged file?")
+        known.update(node.outputs)
+    if output not in known:
+        raise ModelFileError(f"{name}: nothing computes the output {output!r}: damaged file?")
+
+
+def evaluate(node: Node, arrays: list[np.ndarray | None], opsets: tuple[onnx.OperatorSetIdProto, ...]) -> np.ndarray:
+    """The first output of a standard operator whose inputs are all constants (None: left out)."""
+    feeds = {name: array for name, array in zip(node.inputs, arrays, strict=True) if array is not None}
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feeds.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=node.outputs[0])]
+    model = helper.make_model(helper.make_graph([node.proto], "constant", inputs, outputs), opset_imports=opsets)
+    try:
+        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+    except Exception as error:
+        raise UnsupportedOperator(f"{node}: computing this constant failed ({error}): fold it before export") from error
