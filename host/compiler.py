@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sentei.host.ir import Conv, Network, Pool, Requantize, check
+from sentei.host.ir import ACCUMULATOR_LIMIT, Conv, Network, Pool, Requantize, check
 from sentei.host.placement import Placement, place
 from sentei.host.schedule import Block, Job, check_wide, schedule
 from sentei.host.tables import Tables
@@ -37,7 +37,6 @@ from sentei.overlay.program import LayerInfo, Program, TensorInfo
 
 HEADER_WORDS = 2
 ALIGNMENT = 64  # bytes; segments start at multiples of it
-NEVER = (1 << 23) - 1  # a threshold of at least this magnitude is never (positive) or always (negative) reached
 
 
 @dataclass
@@ -127,7 +126,7 @@ def channel_entries(block: Block, op: Conv | Pool, network: Network, geometry: G
     check_wide((block.worst << requantize.shift) + int(np.abs(gain).max()) * 15, geometry, op.name)
     stored = thresholds + ((block.stored_bias << requantize.shift) + gain * residual_bias)[:, None]
     stored = np.clip(stored, -top, top)
-    stored = np.where(thresholds >= NEVER, top, np.where(thresholds <= -NEVER, -top, stored))
+    stored = np.where(thresholds >= ACCUMULATOR_LIMIT, top, np.where(thresholds <= -ACCUMULATOR_LIMIT, -top, stored))
     flip = np.where(requantize.descending[channels], 15, 0)
     entries = []
     for channel in range(block.channels):

@@ -1,6 +1,6 @@
 """What a user can get wrong between a model file and its answer, one exception class for each kind.
 
-    SenteiError(ValueError)
+    SenteiError (overlay/errors.py)
       InvalidImages          pictures whose shape, type or range the network does not accept
       ModelFileError         the path does not hold a readable ONNX model
       UnsupportedModel       the model asks for something that the array cannot compute
@@ -13,20 +13,18 @@
 Texts name the operator and the value at fault and end with the remedy.
 """
 
-
-class SenteiError(ValueError):
-    """Base of every error that a user's model or data can cause."""
+from sentei.overlay.errors import SenteiError
 
 
-class InvalidImages(SenteiError):
+class InvalidImages(SenteiError, ValueError):
     """The pictures do not fit the network's input tensor."""
 
 
-class ModelFileError(SenteiError):
+class ModelFileError(SenteiError, ValueError):
     """The path is missing, a directory, or does not hold an ONNX model."""
 
 
-class UnsupportedModel(SenteiError):
+class UnsupportedModel(SenteiError, ValueError):
     """The model is valid but cannot be mapped to the array."""
 
 

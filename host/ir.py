@@ -19,11 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sentei.overlay.errors import SenteiError
+
 THRESHOLDS = 15  # a 4-bit output is the number of thresholds that the accumulator has reached
 ACCUMULATOR_LIMIT = (1 << 23) - 1  # every |u| and wide accumulator is smaller; thresholds at +-this: never, always
 
 
-class IRError(ValueError):
+class IRError(SenteiError, ValueError):
     """A network breaks a rule of the intermediate representation; the text names the operator and the rule."""
 
 

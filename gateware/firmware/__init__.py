@@ -1,0 +1,62 @@
+"""Builds the soft CPU's firmware: C for the bare machine, no library, no LiteX BIOS.
+
+`build(constants, directory)` writes the constants as `sentei.h`, compiles, and returns the ROM's words. Addresses and
+the fingerprint come from the caller, which has them from the overlay's tables.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from sentei.overlay.errors import SenteiError
+
+COMPILER = "riscv64-unknown-elf-gcc"
+SOURCES = ("start.S", "main.c")
+FLAGS = (
+    *("-march=rv32i", "-mabi=ilp32", "-Os", "-Wall", "-Wextra", "-Werror"),
+    *("-ffreestanding", "-fno-builtin", "-nostdlib", "-nostartfiles", "-static"),
+    *("-ffunction-sections", "-Wl,--gc-sections", "-Wl,--build-id=none"),
+)
+
+
+class ToolMissingError(SenteiError):
+    """A program that a build needs is not installed."""
+
+
+class BuildError(SenteiError):
+    """A tool refused its input; the text carries what it said."""
+
+
+def require(program: str, package: str) -> str:
+    """Path of `program`; ToolMissingError that names its Debian package."""
+    path = shutil.which(program)
+    if path is None:
+        raise ToolMissingError(f"{program} must be installed to build an overlay: sudo apt-get install {package}")
+    return path
+
+
+def run(command: list, directory: Path) -> None:
+    """Run a tool; BuildError with the end of its output if it fails."""
+    result = subprocess.run([str(word) for word in command], cwd=directory, capture_output=True, text=True)
+    if result.returncode:
+        output = (result.stdout + result.stderr).strip()
+        raise BuildError(f"{command[0]} failed in {directory} (exit code {result.returncode}):\n{output[-4000:]}")
+
+
+def build(constants: dict[str, int], directory: Path) -> list[int]:
+    """Compile the firmware in `directory`; returns the ROM's 32-bit words."""
+    compiler = require(COMPILER, "gcc-riscv64-unknown-elf")
+    header = "".join(f"#define {name} 0x{value:08x}u\n" for name, value in constants.items())
+    (directory / "sentei.h").write_text("/* Generated from the overlay's tables. */\n#pragma once\n" + header)
+    here = Path(__file__).parent
+    symbols = [f"-Wl,--defsym={name}={constants[name]:#x}" for name in ("SRAM_BASE", "SRAM_BYTES")]
+    sources = [here / name for name in SOURCES]
+    elf, binary = directory / "firmware.elf", directory / "firmware.bin"
+    run([compiler, *FLAGS, f"-I{directory}", *symbols, "-T", here / "firmware.ld", *sources, "-o", elf], directory)
+    objcopy = require(COMPILER.replace("gcc", "objcopy"), "binutils-riscv64-unknown-elf")
+    run([objcopy, "-O", "binary", "-j", ".text", elf, binary], directory)
+    content = binary.read_bytes()
+    content += bytes(-len(content) % 4)
+    return [int.from_bytes(content[i : i + 4], "little") for i in range(0, len(content), 4)]

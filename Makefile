@@ -1,0 +1,48 @@
+# Everything runs from .venv, which `make setup` creates. `make` alone lists the targets.
+
+VENV := .venv
+SETUP := scripts/setup.sh
+REQUIREMENTS := pyproject.toml constraints.txt $(SETUP)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help packages setup setup-train demo test test-train lint docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+packages:
+	@$(SETUP) packages
+
+$(VENV)/.installed-dev: $(REQUIREMENTS) | packages
+	@$(SETUP) python dev
+	@touch $@
+
+$(VENV)/.installed-train: $(REQUIREMENTS) $(VENV)/.installed-dev
+	@$(SETUP) python dev,train
+	@touch $@
+
+setup: $(VENV)/.installed-dev ## install what is needed: Debian packages, and Python packages into .venv
+
+setup-train: $(VENV)/.installed-train ## add the training packages (PyTorch)
+
+demo: setup ## classify pictures on the simulated SoC; result in build/demo
+	$(VENV)/bin/sentei demo
+
+test: setup ## check the style and run every test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -rs
+
+test-train: setup-train ## run the training tests, which need PyTorch
+	$(VENV)/bin/python -m pytest -rs tests/test_train.py
+
+lint: setup ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+docs: setup ## write docs/registers.md again from overlay/
+	$(VENV)/bin/python docs/generate.py
+
+clean: ## remove what was built; keeps .venv
+	rm -rf build .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -print | xargs -r rm -rf

@@ -1,0 +1,257 @@
+"""The class that users meet: an overlay that runs programs.
+
+    overlay = SenteiOverlay("build/sim/32x32-zynq-hp")     # an overlay's directory or manifest
+    overlay.load("resnet8.sentei")
+    outputs = overlay.run(images)                          # int32 (N, C, H, W); outputs.logits: float32
+
+It is a pynq.Overlay: `overlay.engine` is the EngineDriver, `overlay.ip_dict` and the rest are pynq's. After any error
+the next run resets the engine and loads the program again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from sentei.driver.device import SimulatedDevice
+from sentei.driver.engine import EngineDriver  # noqa: F401 (importing it binds it to its VLNV)
+from sentei.driver.errors import DeviceError, FingerprintMismatch
+from sentei.driver.quiet_pynq import pynq
+from sentei.overlay.errors import InputError
+from sentei.overlay.manifest import Manifest
+from sentei.overlay.program import Program
+from sentei.overlay.registers import JOB_QUEUE_DEPTH
+
+
+class Outputs(np.ndarray):
+    """int32 (N, C, H, W), or (C, H, W) from `stream`; `logits` are the model's own float32 outputs.
+
+    `logits` has the same shape, without height and width where both are 1.
+    """
+
+    logits: np.ndarray
+
+    @staticmethod
+    def of(program: Program, data: np.ndarray) -> Outputs:
+        """From uint8 (N, output_bytes)."""
+        outputs = program.unpack_output(data).view(Outputs)
+        outputs.logits = program.dequantize(np.asarray(outputs))
+        if outputs.shape[2:] == (1, 1):
+            outputs.logits = outputs.logits[:, :, 0, 0]
+        return outputs
+
+    def first(self) -> Outputs:
+        """The first picture's, without the batch axis."""
+        outputs = np.asarray(self)[0].view(Outputs)
+        outputs.logits = self.logits[0]
+        return outputs
+
+
+class SenteiOverlay(pynq.Overlay):
+    """`path`: an overlay's directory or manifest. A simulated overlay makes its own device unless given one."""
+
+    def __init__(self, path: str | Path, device=None, download: bool = True, **options):
+        self.manifest = Manifest.load(path)
+        self.program: Program | None = None
+        self.last_cycles: int | None = None
+        self._program_buffer = None
+        self._slots: list[tuple] = []
+        self._ready = False
+        if self.manifest.target == "sim":
+            device = device or SimulatedDevice(self.manifest)
+            pynq.Device.active_device = device
+        self.manifest.file("hwh")
+        super().__init__(str(self.manifest.file("bit").resolve()), device=device, download=download, **options)
+        self._activate()
+        self._check_fingerprints(None)
+
+    # Loading ----------------------------------------------------------------------------------------------------------
+
+    def load(self, program: Program | str | Path) -> SenteiOverlay:
+        """Make `program`, or the file at that path, the one that runs; its weights move on chip."""
+        program = program if isinstance(program, Program) else Program.load(program)
+        self._activate()
+        self._check_fingerprints(program)
+        self._ready = False
+        self._slots = []
+        self._program_buffer = None
+        self.program = program
+        self._program_buffer = pynq.allocate((len(program.data),), np.uint8)
+        self._program_buffer[:] = np.frombuffer(program.data, np.uint8)
+        self._program_buffer.flush()
+        self._slots = self._allocate_slots(program.output_bytes)
+        _complete(self._prepare())
+        return self
+
+    def _allocate_slots(self, output_bytes: int) -> list[tuple]:
+        """An input and an output buffer for each job in flight."""
+        sizes = (self.program.input_bytes, output_bytes)
+        return [tuple(pynq.allocate((size,), np.uint8) for size in sizes) for _ in range(JOB_QUEUE_DEPTH)]
+
+    def _activate(self) -> None:
+        if hasattr(self.device, "activate"):
+            self.device.activate()
+
+    def _check_fingerprints(self, program: Program | None) -> None:
+        device = self.engine.get("fingerprint")
+        wanted = {self.manifest.fingerprint} | ({program.fingerprint} if program else set())
+        if wanted != {device}:
+            of_program = f"{program.fingerprint:#010x} ({program.geometry})" if program else "none loaded"
+            raise FingerprintMismatch(
+                f"device, overlay and program must have the same fingerprint, not: device {device:#010x}, "
+                f"overlay {self.manifest.fingerprint:#010x} ({self.manifest.geometry}), program {of_program}; compile "
+                f"the model for this overlay's geometry with `sentei compile`, or build its overlay with `sentei build`"
+            )
+
+    async def _prepare(self) -> None:
+        """Bring the engine into a known state with the program loaded, whatever happened before."""
+        if self.program is None:
+            raise InputError("a program must be loaded before it can run: call load(program)")
+        if self._ready:
+            return
+        try:
+            clean = self.engine.reset()
+        except DeviceError:
+            clean = False
+        if not clean:
+            self.download()
+            self._activate()
+            self.engine.jobs = 0
+        self.engine.register_map.program_base = self._program_buffer.device_address
+        self.engine.register_map.program_words = self.program.instruction_load_words
+        await self.engine.wait(self.engine.start(self.program.prologue, load=True))
+        self._ready = True
+
+    # Running ----------------------------------------------------------------------------------------------------------
+
+    def run(self, images: np.ndarray) -> Outputs:
+        """Integer pictures (N, C, H, W) to outputs (N, C, H, W)."""
+        return _complete(self.run_async(images))
+
+    async def run_async(self, images: np.ndarray) -> Outputs:
+        """As `run`, leaving the event loop to others while it waits."""
+        self._activate()
+        packed = self._pack(images)
+        await self._prepare()
+        data = await self._run_jobs(packed, self.program.body, self._slots, self.program.output_bytes)
+        return Outputs.of(self.program, data)
+
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Outputs]:
+        """Pictures (C, H, W), one after the other, to outputs in the same order; two are in flight at a time."""
+        self._activate()
+        _complete(self._prepare())
+        waiting: deque[tuple] = deque()
+        self._ready = False
+        for number, image in enumerate(images):
+            if len(waiting) == len(self._slots):
+                yield self._collect_one(waiting)
+            packed = self._pack(np.asarray(image)[None])[0]
+            waiting.append(self._start(packed, self.program.body, self._slots[number % len(self._slots)]))
+        while waiting:
+            yield self._collect_one(waiting)
+        self._ready = True
+
+    def trace(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Pictures (N, C, H, W) to every tensor of the program, int32 (N, C, H, W) each, by name."""
+        self._activate()
+        packed = self._pack(images)
+
+        async def run():
+            await self._prepare()
+            slots = self._allocate_slots(self.program.trace_bytes)
+            return await self._run_jobs(packed, self.program.trace, slots, self.program.trace_bytes)
+
+        data = _complete(run())
+        word_bytes = self.program.geometry.word_bytes
+        return {tensor.name: tensor.read(data, word_bytes) for tensor in self.program.trace_tensors}
+
+    def profile(self) -> list[dict]:
+        """What each layer did in the first picture of the last run: the profile's words, and the layer's name."""
+        layers = self.program.layers if self.program else ()
+        records = self.engine.profile()[: len(layers)]
+        return [{"name": layers[record["layer"]].name} | record for record in records]
+
+    def _pack(self, images: np.ndarray) -> np.ndarray:
+        if self.program is None:
+            raise InputError("a program must be loaded before it can run: call load(program)")
+        return self.program.pack_input(images)
+
+    def _start(self, packed: np.ndarray, entry: int, slot: tuple) -> tuple:
+        """Queue one picture; returns what `_collect` needs."""
+        source, target = slot
+        source[:] = packed
+        source.flush()
+        return self.engine.start(entry, source.device_address, target.device_address), target
+
+    async def _collect(self, job: int, target) -> np.ndarray:
+        """Wait for a job; returns a copy of its output."""
+        await self.engine.wait(job)
+        self.last_cycles = self.engine.get("job_cycles")
+        target.invalidate()
+        return np.array(target, np.uint8)
+
+    def _collect_one(self, waiting: deque) -> Outputs:
+        data = _complete(self._collect(*waiting.popleft()))
+        return Outputs.of(self.program, data[None]).first()
+
+    async def _run_jobs(self, packed: np.ndarray, entry: int, slots: list[tuple], output_bytes: int) -> np.ndarray:
+        results = np.empty((len(packed), output_bytes), np.uint8)
+        self._ready = False  # until all jobs have ended well
+        self.engine.clear_profile()
+        waiting: deque[tuple] = deque()
+        collected = 0
+        for number, picture in enumerate(packed):
+            if len(waiting) == len(slots):
+                results[collected] = await self._collect(*waiting.popleft())
+                collected += 1
+            waiting.append(self._start(picture, entry, slots[number % len(slots)]))
+        while waiting:
+            results[collected] = await self._collect(*waiting.popleft())
+            collected += 1
+        self._ready = True
+        return results
+
+    # Ending -----------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give up buffers and, if simulated, the SoC."""
+        self.program = self._program_buffer = None
+        self._slots = []
+        if isinstance(self.device, SimulatedDevice):
+            self.device.close()
+
+    def __enter__(self) -> SenteiOverlay:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _complete(coroutine):
+    """Run a coroutine to its end from ordinary code, also where an event loop already runs (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _event_loop().run_until_complete(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """This thread's event loop: on a board, the one that pynq's UIO devices are registered with."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            loop = asyncio.get_event_loop()
+    except RuntimeError:
+        loop = None
+    if loop is None or loop.is_closed():
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+    return loop

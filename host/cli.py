@@ -1,0 +1,356 @@
+"""The command line: `sentei COMMAND --help` explains each command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sentei.overlay.errors import SenteiError
+from sentei.overlay.program import MAGIC, Program
+
+app = typer.Typer(
+    help="Deploy deeply pruned INT4 convolutional networks on FPGAs, or on a simulated one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+Model = Annotated[Path, typer.Argument(help="QONNX model (.onnx)")]
+ModelOrProgram = Annotated[Path, typer.Argument(help="QONNX model (.onnx) or program file (.sentei)")]
+Target = Annotated[str, typer.Option(help="'sim', or an overlay's directory")]
+GeometryName = Annotated[str, typer.Option("--geometry", help="size of the engine: 32x32, 16x16 or 8x8")]
+MemoryName = Annotated[str, typer.Option("--memory", help="model of main memory: zynq-hp or ulx3s-sdram")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
+
+
+@contextmanager
+def step(text: str):
+    """Shows that `text` is under way; yields a function (done, total) that moves a bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+        if progress.tasks[0].total is None:
+            progress.update(task, completed=1, total=1)
+
+
+def write_json(path: Path | None, values: dict) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values, indent=2) + "\n")
+        console.print(f"figures: {path}")
+
+
+def classes_of(model: Path) -> tuple[str, ...]:
+    """Class names from the model's card (same name, .json), if it lists them."""
+    card = model.with_suffix(".json")
+    if not card.exists():
+        return ()
+    try:
+        return tuple(json.loads(card.read_text()).get("classes", ()))
+    except (ValueError, AttributeError):
+        return ()
+
+
+def is_program(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".sentei" or file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return path.suffix == ".sentei"
+
+
+def program_of(path: Path, overlay) -> Program:
+    """The program in a file, or the model in it compiled for the overlay."""
+    if is_program(path):
+        return Program.load(path)
+    from sentei.host.compiler import compile_network
+    from sentei.host.frontend import load
+
+    return compile_network(load(path), overlay.manifest.geometry, classes_of(path))
+
+
+@contextmanager
+def opened(target: str, geometry: str, memory: str):
+    """The target's overlay, built if need be."""
+    from sentei.host.target import open_target
+
+    with step(f"opening {target}" + (f" ({geometry}, {memory})" if target == "sim" else "")):
+        overlay = open_target(target, geometry, memory)
+    with overlay:
+        yield overlay
+
+
+@app.command("compile")
+def compile_command(
+    model: Model,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="program file (default: MODEL.sentei)")] = None,
+    geometry: GeometryName = "32x32",
+    json_file: JsonFile = None,
+) -> None:
+    """Compile a QONNX model to a program file.
+
+    Every layer's integer arithmetic is proven equal to the model's own float arithmetic; a model for which that cannot
+    be proven is refused, naming the operator.
+    """
+    from sentei.host.compiler import compile_network
+    from sentei.host.frontend import load
+    from sentei.host.target import geometry_named
+
+    program = compile_network(load(model), geometry_named(geometry), classes_of(model))
+    output = output or model.with_suffix(".sentei")
+    program.save(output)
+    describe_program(program)
+    console.print(f"program: {output} ({output.stat().st_size} bytes)")
+    write_json(json_file, program_figures(program))
+
+
+def program_figures(program: Program) -> dict:
+    """What `info` and `compile` say of a program."""
+    macs, dense = (sum(getattr(layer, name) for layer in program.layers) for name in ("macs", "dense_macs"))
+    return {
+        "name": program.name,
+        "geometry": program.geometry.to_dict(),
+        "fingerprint": f"{program.fingerprint:#010x}",
+        "data_bytes": len(program.data),
+        "input_bytes": program.input_bytes,
+        "output_bytes": program.output_bytes,
+        "macs": macs,
+        "dense_macs": dense,
+        "bound_cycles": sum(layer.bound_cycles for layer in program.layers),
+        "layers": [dict(layer.__dict__) for layer in program.layers],
+    }
+
+
+def describe_program(program: Program) -> None:
+    table = Table(title=f"{program.name} for {program.geometry}", title_justify="left")
+    for name in ("layer", "kind", "MACs", "of dense", "bound (cycles)"):
+        table.add_column(name, justify="left" if name in ("layer", "kind") else "right")
+    for layer in program.layers:
+        kept = f"{layer.macs / layer.dense_macs:.1%}" if layer.dense_macs else ""
+        table.add_row(layer.name, layer.kind, str(layer.macs), kept, f"{layer.bound_cycles:.1f}")
+    console.print(table)
+
+
+@app.command()
+def run(
+    model: ModelOrProgram,
+    pictures: Annotated[list[Path], typer.Argument(help="image files, or .npy files of integers (N, C, H, W)")],
+    target: Target = "sim",
+    geometry: GeometryName = "32x32",
+    memory: MemoryName = "zynq-hp",
+    json_file: JsonFile = None,
+) -> None:
+    """Run pictures through a model and print the largest outputs of each."""
+    from sentei.host.demo import softmax
+    from sentei.host.pictures import read_pictures
+
+    with opened(target, geometry, memory) as overlay:
+        program = program_of(model, overlay)
+        images = read_pictures(pictures, program)
+        overlay.load(program)
+        with step(f"running {len(images)} pictures") as progress:
+            logits = []
+            for number, outputs in enumerate(overlay.stream(iter(images))):
+                logits.append(outputs.logits.reshape(-1))
+                progress(number + 1, len(images))
+        cycles = overlay.last_cycles
+    chances = softmax(np.array(logits))
+    names = program.classes or tuple(str(number) for number in range(chances.shape[1]))
+    table = Table()
+    for name in ("picture", "label", "confidence"):
+        table.add_column(name)
+    results = []
+    for number, chance in enumerate(chances):
+        label = int(chance.argmax())
+        name = names[label] if label < len(names) else str(label)
+        table.add_row(str(number), name, f"{chance[label]:.1%}")
+        values = {"picture": number, "label": name, "index": label, "confidence": float(chance[label])}
+        results.append(values | {"outputs": [float(v) for v in logits[number]]})
+    console.print(table)
+    console.print(f"{cycles} cycles a picture")
+    write_json(json_file, {"model": program.name, "cycles_per_image": cycles, "pictures": results})
+
+
+@app.command()
+def verify(
+    model: Model,
+    images: Annotated[int, typer.Option(help="random pictures to compare")] = 4,
+    seed: Annotated[int, typer.Option(help="seed of the random pictures")] = 0,
+    target: Target = "sim",
+    geometry: GeometryName = "32x32",
+    memory: MemoryName = "zynq-hp",
+    json_file: JsonFile = None,
+) -> None:
+    """Compare a target with the integer reference, on every element of every layer.
+
+    Exits with 1 and names the first layer, channel and pixel that differ.
+    """
+    from sentei.host.compiler import compile_network
+    from sentei.host.frontend import load
+    from sentei.host.measure import first_difference, random_images
+
+    network = load(model)
+    with opened(target, geometry, memory) as overlay:
+        program = compile_network(network, overlay.manifest.geometry, classes_of(model))
+        overlay.load(program)
+        with step(f"comparing {len(network.ops)} layers of {images} pictures (seed {seed})") as progress:
+            difference = first_difference(overlay, network, random_images(program, images, seed), progress)
+    figures = {"model": program.name, "images": images, "seed": seed, "layers": len(network.ops)}
+    write_json(json_file, figures | {"bit_exact": difference is None, "difference": difference and difference.__dict__})
+    if difference is not None:
+        console.print(f"different: {difference}", style="red")
+        raise typer.Exit(1)
+    console.print(f"equal: all {len(network.ops)} layers of {images} pictures", style="green")
+
+
+@app.command()
+def bench(
+    model: ModelOrProgram,
+    target: Target = "sim",
+    geometry: GeometryName = "32x32",
+    memory: MemoryName = "zynq-hp",
+    chart: Annotated[Path | None, typer.Option(help="PNG (default: build/bench/MODEL.png)")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Cycles of each layer beside its bound: surviving MACs / array size.
+
+    Utilisation is bound / cycles. The columns after it say what the groups' cycles were spent on: steps are array
+    cycles, drain waits for the result bus, setup reads headers and fills the pipeline, idle has nothing left to do.
+    """
+    from sentei.host.charts import cycles_chart
+    from sentei.host.measure import benchmark, random_images
+
+    with opened(target, geometry, memory) as overlay:
+        program = program_of(model, overlay)
+        overlay.load(program)
+        result = benchmark(overlay, random_images(program, 2))
+        figures = result.to_dict(program, overlay)
+    groups = program.geometry.groups
+    table = Table(
+        title=f"{program.name}, {program.geometry}, memory {figures['memory_model']['name']}", title_justify="left"
+    )
+    for name in ("layer", "kind", "cycles", "bound", "utilisation", "steps", "drain", "setup", "idle"):
+        table.add_column(name, justify="left" if name in ("layer", "kind") else "right")
+    for layer in result.layers:
+        spent = [f"{layer[name] / groups / layer['cycles']:.0%}" for name in ("steps", "drain_stalls", "setup", "idle")]
+        figure = f"{layer['utilisation']:.0%}" if layer["bound_cycles"] else ""
+        row = (layer["name"], layer["kind"], str(layer["cycles"]), f"{layer['bound_cycles']:.1f}", figure)
+        table.add_row(*row, *spent)
+    table.add_section()
+    transfers = result.cycles - sum(layer["cycles"] for layer in result.layers)
+    table.add_row("picture in, result out", "", str(transfers))
+    table.add_row("whole picture", "", str(result.cycles), f"{result.bound_cycles:.1f}", f"{result.utilisation:.0%}")
+    console.print(table)
+    console.print(
+        f"{figures['fps_100mhz']:.0f} pictures a second at 100 MHz; simulated at {result.simulated_khz:.0f} kHz"
+    )
+    chart = chart or Path("build/bench") / f"{program.name}.png"
+    chart.parent.mkdir(parents=True, exist_ok=True)
+    cycles_chart(result.layers, groups, f"{program.name}: {result.cycles} cycles", chart)
+    console.print(f"chart: {chart}")
+    write_json(json_file, figures)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="program file (.sentei), QONNX model (.onnx) or overlay directory")],
+    geometry: GeometryName = "32x32",
+    json_file: JsonFile = None,
+) -> None:
+    """Describe a program, a model or an overlay."""
+    if path.is_dir() or path.name == "manifest.json":
+        from sentei.overlay.manifest import Manifest
+
+        manifest = Manifest.load(path)
+        console.print(f"overlay {manifest.name}: {manifest.geometry}, fingerprint {manifest.fingerprint:#010x}")
+        console.print(f"clock {manifest.clock_hz / 1e6:g} MHz, memory {manifest.memory}")
+        write_json(json_file, {"name": manifest.name, "geometry": manifest.geometry.to_dict()})
+        return
+    if is_program(path):
+        program = Program.load(path)
+    else:
+        from sentei.host.compiler import compile_network
+        from sentei.host.frontend import load
+        from sentei.host.target import geometry_named
+
+        program = compile_network(load(path), geometry_named(geometry), classes_of(path))
+    describe_program(program)
+    console.print(f"fingerprint {program.fingerprint:#010x}, {len(program.data)} bytes of instructions and weights")
+    write_json(json_file, program_figures(program))
+
+
+@app.command()
+def build(
+    board: Annotated[str, typer.Argument(help="'sim'")] = "sim",
+    geometry: GeometryName = "32x32",
+    memory: MemoryName = "zynq-hp",
+) -> None:
+    """Build an overlay. `sim` is the Verilated SoC; other commands build it by themselves when they need it."""
+    from sentei.host.target import BuildError, build_simulator
+
+    if board != "sim":
+        raise BuildError(f"board must be 'sim', not {board!r}")
+    with step(f"building the {geometry} simulator"):
+        directory = build_simulator(geometry, memory)
+    console.print(f"overlay: {directory}")
+
+
+@app.command()
+def demo(
+    models: Annotated[Path, typer.Option(help="folder of fmnist-ninth.onnx and fmnist-dense.onnx")] = Path("models"),
+    output: Annotated[Path, typer.Option(help="folder for result.png and result.json")] = Path("build/demo"),
+    images: Annotated[int, typer.Option(min=16, max=1000, help="test pictures to classify")] = 24,
+) -> None:
+    """Classify Fashion-MNIST test pictures on the simulated SoC, with a pruned network and with its dense twin."""
+    from sentei.host.demo import run_demo
+
+    summary, results = run_demo(models, output, images, step)
+    table = Table(title="fmnist-ninth on the Verilated SoC", title_justify="left")
+    for name in ("picture", "truth", "label", "confidence", "cycles", "every layer = reference"):
+        table.add_column(name)
+    for number, result in enumerate(results):
+        cells = (str(number), result.truth, result.label, f"{result.confidence:.0%}")
+        style = None if result.right else "red"
+        table.add_row(*cells, str(summary["cycles_per_image"]), "yes" if result.exact else "NO", style=style)
+    console.print(table)
+    console.print(
+        f"{summary['correct']} of {summary['images']} right; bit exact: {'yes' if summary['bit_exact'] else 'NO'}\n"
+        f"cycles a picture: {summary['cycles_per_image']}, dense twin {summary['dense_cycles_per_image']}: "
+        f"speed-up {summary['speedup']:.2f}x\n"
+        f"accuracy over 10,000 pictures: {summary['accuracy']:.2%}, dense twin {summary['dense_accuracy']:.2%}\n"
+        f"{summary['clock_cycles_simulated']} clock cycles simulated at {summary['simulated_khz']:.0f} kHz\n"
+        f"pictures: {output / 'result.png'}, figures: {output / 'result.json'}"
+    )
+    if not summary["bit_exact"]:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are one line, without a traceback."""
+    try:
+        app()
+    except SenteiError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

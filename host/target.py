@@ -1,0 +1,45 @@
+"""Finds or builds what a program runs on.
+
+A target is `sim` (the Verilated SoC, built on first use and kept under build/sim) or the path of an overlay's directory
+or manifest.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from sentei.driver import SenteiOverlay
+from sentei.overlay.errors import SenteiError
+from sentei.overlay.geometry import PRESETS, Geometry
+
+
+class BuildError(SenteiError):
+    """Building an overlay failed; the text ends with what the build said last."""
+
+
+def geometry_named(name: str) -> Geometry:
+    """Preset geometry of that name."""
+    if name not in PRESETS:
+        raise BuildError(f"geometry must be one of {', '.join(PRESETS)}, not {name!r}")
+    return PRESETS[name]
+
+
+def build_simulator(geometry: str = "32x32", memory: str = "zynq-hp") -> Path:
+    """Directory of the Verilated SoC; builds it if it is not there or not up to date (one to three minutes)."""
+    geometry_named(geometry)
+    directory = Path("build/sim") / f"{geometry}-{memory}"
+    # The gateware's tools are not imported here: they are not there on a board.
+    command = [sys.executable, "-m", "sentei.boards.sim"]
+    command += ["--geometry", geometry, "--memory", memory, "--output", str(directory)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        said = (result.stderr or result.stdout).strip().splitlines()[-5:]
+        raise BuildError(f"building the {geometry} simulator failed:\n" + "\n".join(said))
+    return directory
+
+
+def open_target(target: str, geometry: str = "32x32", memory: str = "zynq-hp") -> SenteiOverlay:
+    """The overlay behind `target`; `geometry` and `memory` choose the simulator."""
+    return SenteiOverlay(build_simulator(geometry, memory) if target == "sim" else Path(target))

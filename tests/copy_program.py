@@ -1,0 +1,52 @@
+"""A program made by hand: copies the picture through activation memory, so that the output is the picture."""
+
+from sentei.overlay.fields import Layout
+from sentei.overlay.geometry import Geometry
+from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Base, Memory, Opcode
+from sentei.overlay.layout import PlaneLayout
+from sentei.overlay.program import Program, TensorInfo
+
+CHANNELS, HEIGHT, WIDTH = 3, 7, 5
+
+
+def encode(instructions: list[dict], layout: Layout = INSTRUCTION) -> bytes:
+    return b"".join(layout.pack(**fields).to_bytes(8 * INSTRUCTION_LOAD_WORDS, "little") for fields in instructions)
+
+
+def copy_program(
+    geometry: Geometry, input_offset: int = 0, output_offset: int = 0, opcode: int = Opcode.END
+) -> Program:
+    """`input_offset` and `output_offset` send the transfers elsewhere; `opcode` stands at the end of the body."""
+    pitch = WIDTH + 1
+    words = -(-HEIGHT * pitch // geometry.lanes)
+    layout = PlaneLayout(CHANNELS, HEIGHT, WIDTH, 4, False, geometry.lanes, (1, 1), pitch, words)
+    count = layout.words
+    load = {"opcode": Opcode.LOAD, "memory": Memory.ACTIVATION, "address": 5, "count": count, "base": Base.INPUT}
+    store = {"opcode": Opcode.STORE, "address": 5, "count": count, "base": Base.OUTPUT}
+    instructions = [
+        {"opcode": Opcode.END},
+        load | {"offset": input_offset},
+        {"opcode": Opcode.SYNC},
+        store | {"offset": output_offset},
+        {"opcode": opcode},
+    ]
+    data = encode(instructions)
+    tensor = TensorInfo("picture", layout, 0)
+    return Program(
+        name="copy",
+        geometry=geometry,
+        data=data,
+        instruction_load_words=len(data) // 8,
+        prologue=0,
+        body=1,
+        trace=1,
+        input=layout,
+        input_scale=1.0,
+        output=tensor,
+        output_bytes=count * geometry.word_bytes,
+        output_scale=(0.5,) * CHANNELS,
+        output_offset=(1.0,) * CHANNELS,
+        trace_tensors=(tensor,),
+        trace_bytes=count * geometry.word_bytes,
+        layers=(),
+    )
