@@ -9,17 +9,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @functools.cache
-def _manifest(geometry: str, memory: str) -> Path:
+def _manifest(geometry, memory: str) -> Path:
     from sentei.boards.sim import build
+    from sentei.overlay.instructions import fingerprint
 
-    return build(geometry, memory, ROOT / "build" / "sim" / f"{geometry}-{memory}")
+    name = geometry if isinstance(geometry, str) else f"{fingerprint(geometry):08x}"
+    return build(geometry, memory, ROOT / "build" / "sim" / f"{name}-{memory}")
 
 
 @pytest.fixture(scope="session")
 def overlay_path():
-    """overlay_path(geometry="8x8", memory="zynq-hp"): manifest of a built simulator."""
+    """overlay_path(geometry="8x8", memory="zynq-hp"): manifest of a built simulator; a preset's name or a Geometry."""
 
-    def build(geometry: str = "8x8", memory: str = "zynq-hp") -> Path:
+    def build(geometry="8x8", memory: str = "zynq-hp") -> Path:
         return _manifest(geometry, memory)
 
     return build
