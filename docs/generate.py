@@ -1,7 +1,7 @@
 """Writes docs/registers.md from overlay/: registers, formats, codes and sizes, as gateware and software use them.
 
-    python docs/generate.py            write the page
-    python docs/generate.py --check    exit with 1 if the committed page differs
+python docs/generate.py            write the page
+python docs/generate.py --check    exit with 1 if the committed page differs
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ words lie in bank 0, odd words in bank 1:
 """
 
 from functools import reduce
+from itertools import pairwise
 from operator import or_
 
 from migen import *
@@ -31,7 +32,7 @@ class ActivationPort(Module):
         # # #
 
         odd = [Signal() for _ in range(self.LATENCY)]
-        self.sync += [after.eq(before) for before, after in zip([self.word[0], *odd], odd)]
+        self.sync += [after.eq(before) for before, after in pairwise([self.word[0], *odd])]
         outputs = []
         for bank, write in enumerate(writes):
             memory = Memory(width, depth // 2)

@@ -17,7 +17,7 @@ from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
 
 class Aligner(Module):
-    """`vector` shows the pixels at `address` LATENCY cycles later. `mask` and `pad` enter MASK_DELAY cycles after it."""
+    """`vector` shows the pixels at `address` LATENCY cycles later; `mask` and `pad` enter MASK_DELAY cycles later."""
 
     LATENCY = ActivationPort.LATENCY + 2
     MASK_DELAY = ActivationPort.LATENCY + 1

@@ -89,7 +89,7 @@ class DMAReader(Module):
         active = Signal()  # a transfer whose words are wanted
         words = Signal(24)  # still to hand over
         due = Signal(max=READS_IN_FLIGHT * BURST_BEATS + 1)  # beats asked for and not yet here
-        stale = Signal()  # beats due belong to an aborted transfer
+        stale = Signal()  # beats due are not wanted any more
         self.submodules.converter = converter = ResetInserter()(stream.Converter(bus_bits, LOAD_BITS))
         accept = Signal()
         ask = Signal()  # the next burst enters the address channel, which then holds it until it is taken
@@ -138,9 +138,10 @@ class DMAReader(Module):
             If(
                 source.valid & source.ready,
                 words.eq(words - 1),
-                If(source.last, active.eq(0)),
+                # Half of a wide last beat may be left over.
+                If(source.last, active.eq(0), stale.eq(due_next != 0)),
             ),
-            If(stale & (due == 0), stale.eq(0)),
+            If(stale & (due_next == 0), stale.eq(0)),
             If(self.abort, active.eq(0), stale.eq(due_next != 0)),
         ]
 

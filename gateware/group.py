@@ -10,6 +10,8 @@ can it stall. Behind the issue point everything has a fixed latency and never wa
                        +-- drain parameters ------ queue --------------------+
 """
 
+from itertools import pairwise
+
 from migen import *
 from migen.genlib.fifo import SyncFIFO
 from migen.genlib.fsm import FSM, NextState, NextValue
@@ -159,8 +161,8 @@ class Group(Module):
             advance,
             valid[0].eq(fetch),
             header[0].eq(is_header),
-            *[after.eq(before) for before, after in zip(valid, valid[1:])],
-            *[after.eq(before) for before, after in zip(header, header[1:])],
+            *[after.eq(before) for before, after in pairwise(valid)],
+            *[after.eq(before) for before, after in pairwise(header)],
         )
 
         self.submodules.fsm = fsm = FSM(reset_state="IDLE")

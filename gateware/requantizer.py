@@ -1,10 +1,11 @@
 """Requantizer: empties columns, joins passes, adds residuals, and turns sums into 4-bit outputs, exactly.
 
-    cycle  0        1            2                3                    4 .. 7            7
-    sums --> select --> + partial --> << shift, + gain*r --> 15 thresholds, by bisection --> write queue
-                          |  ^                ^                        ^
-                     partial memory      residual word           channel table
-                          +-- (join: stop here)       (reduce: sum of all lanes, between 2 and 3)
+    cycle  0         1            3                4 .. 7            8
+    sums --> select --> + partial --> << shift, --> 15 thresholds, --> write queue
+                          |  ^        + gain * r    by bisection
+                          |  |           ^             ^
+                    partial memory   residual word   channel table
+                    (join: stop here)      (reduce: sum of all lanes before cycle 3, log2(lanes) cycles more)
 
 One column (a vector of `lanes` sums) a cycle. out = (number of thresholds <= u) ^ flip, where u is
 
@@ -32,8 +33,9 @@ JOIN_CYCLES = 3  # from reading a partial until its successor can be read
 class Requantizer(Module):
     """Serves the groups behind `drains` (a list of DrainPort).
 
-    `writer` is its source of the activation memory, `residual_port` its reader: it wants `residual_word` in the cycles
-    in which `residual_busy` is 1. `channels` is the table that the loader writes. `busy` falls when all results are written.
+    `writer` is its source of the activation memory; `residual_port` its reader, where it wants `residual_word` in the
+    cycles in which `residual_busy` is 1. `channels` is the table that the loader writes. `busy` falls when all results
+    are written.
     """
 
     def __init__(self, geometry: Geometry, drains, residual_port, writer):
@@ -79,7 +81,6 @@ class Requantizer(Module):
 
         # Cycle 0: which column, and its addresses.
         trigger = Signal()
-        fresh = Signal(DRAIN.width)
         held = Signal(DRAIN.width, reset_less=True)
         current = Signal(DRAIN.width)
         owner = Signal(max=max(2, len(drains)))
@@ -186,7 +187,7 @@ class Requantizer(Module):
         tree = values
         while len(tree) > 1:
             sums = []
-            for left, right in zip(tree[0::2], tree[1::2]):
+            for left, right in zip(tree[0::2], tree[1::2], strict=True):
                 total = Signal((wide, True), reset_less=True)
                 self.sync += total.eq(left + right)
                 sums.append(total)

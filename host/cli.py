@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sentei.overlay.errors import SenteiError
+from sentei.overlay.errors import InputError, SenteiError
 from sentei.overlay.program import MAGIC, Program
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console()
+console = Console(markup=False, highlight=False)  # names of files and layers may contain brackets
 
 Model = Annotated[Path, typer.Argument(help="QONNX model (.onnx)")]
 ModelOrProgram = Annotated[Path, typer.Argument(help="QONNX model (.onnx) or program file (.sentei)")]
@@ -51,11 +51,26 @@ def step(text: str):
             progress.update(task, completed=1, total=1)
 
 
+def say(text: str, **style: str) -> None:
+    """One line, never wrapped: others may read it."""
+    console.print(text, soft_wrap=True, **style)
+
+
+@contextmanager
+def writing(path: Path):
+    """For the code that writes `path`: makes its folder; InputError if that or the writing fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}; write it elsewhere") from error
+
+
 def write_json(path: Path | None, values: dict) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=2) + "\n")
-        console.print(f"figures: {path}")
+        with writing(path):
+            path.write_text(json.dumps(values, indent=2) + "\n")
+        say(f"figures: {path}")
 
 
 def classes_of(model: Path) -> tuple[str, ...]:
@@ -77,14 +92,16 @@ def is_program(path: Path) -> bool:
         return path.suffix == ".sentei"
 
 
-def program_of(path: Path, overlay) -> Program:
-    """The program in a file, or the model in it compiled for the overlay."""
+def read_model(path: Path):
+    """Function from a geometry to the program in a file, or to the model in it compiled. The file is read at once."""
     if is_program(path):
-        return Program.load(path)
+        program = Program.load(path)
+        return lambda geometry: program
     from sentei.host.compiler import compile_network
     from sentei.host.frontend import load
 
-    return compile_network(load(path), overlay.manifest.geometry, classes_of(path))
+    network, classes = load(path), classes_of(path)
+    return lambda geometry: compile_network(network, geometry, classes)
 
 
 @contextmanager
@@ -118,7 +135,7 @@ def compile_command(
     output = output or model.with_suffix(".sentei")
     program.save(output)
     describe_program(program)
-    console.print(f"program: {output} ({output.stat().st_size} bytes)")
+    say(f"program: {output} ({output.stat().st_size} bytes)")
     write_json(json_file, program_figures(program))
 
 
@@ -162,8 +179,9 @@ def run(
     from sentei.host.demo import softmax
     from sentei.host.pictures import read_pictures
 
+    program_for = read_model(model)
     with opened(target, geometry, memory) as overlay:
-        program = program_of(model, overlay)
+        program = program_for(overlay.manifest.geometry)
         images = read_pictures(pictures, program)
         overlay.load(program)
         with step(f"running {len(images)} pictures") as progress:
@@ -185,7 +203,7 @@ def run(
         values = {"picture": number, "label": name, "index": label, "confidence": float(chance[label])}
         results.append(values | {"outputs": [float(v) for v in logits[number]]})
     console.print(table)
-    console.print(f"{cycles} cycles a picture")
+    say(f"{cycles} cycles a picture")
     write_json(json_file, {"model": program.name, "cycles_per_image": cycles, "pictures": results})
 
 
@@ -216,9 +234,9 @@ def verify(
     figures = {"model": program.name, "images": images, "seed": seed, "layers": len(network.ops)}
     write_json(json_file, figures | {"bit_exact": difference is None, "difference": difference and difference.__dict__})
     if difference is not None:
-        console.print(f"different: {difference}", style="red")
+        say(f"different: {difference}", style="red")
         raise typer.Exit(1)
-    console.print(f"equal: all {len(network.ops)} layers of {images} pictures", style="green")
+    say(f"equal: all {len(network.ops)} layers of {images} pictures", style="green")
 
 
 @app.command()
@@ -238,8 +256,9 @@ def bench(
     from sentei.host.charts import cycles_chart
     from sentei.host.measure import benchmark, random_images
 
+    program_for = read_model(model)
     with opened(target, geometry, memory) as overlay:
-        program = program_of(model, overlay)
+        program = program_for(overlay.manifest.geometry)
         overlay.load(program)
         result = benchmark(overlay, random_images(program, 2))
         figures = result.to_dict(program, overlay)
@@ -259,13 +278,11 @@ def bench(
     table.add_row("picture in, result out", "", str(transfers))
     table.add_row("whole picture", "", str(result.cycles), f"{result.bound_cycles:.1f}", f"{result.utilisation:.0%}")
     console.print(table)
-    console.print(
-        f"{figures['fps_100mhz']:.0f} pictures a second at 100 MHz; simulated at {result.simulated_khz:.0f} kHz"
-    )
+    say(f"{figures['fps_100mhz']:.0f} pictures a second at 100 MHz; simulated at {result.simulated_khz:.0f} kHz")
     chart = chart or Path("build/bench") / f"{program.name}.png"
-    chart.parent.mkdir(parents=True, exist_ok=True)
-    cycles_chart(result.layers, groups, f"{program.name}: {result.cycles} cycles", chart)
-    console.print(f"chart: {chart}")
+    with writing(chart):
+        cycles_chart(result.layers, groups, f"{program.name}: {result.cycles} cycles", chart)
+    say(f"chart: {chart}")
     write_json(json_file, figures)
 
 
@@ -280,20 +297,15 @@ def info(
         from sentei.overlay.manifest import Manifest
 
         manifest = Manifest.load(path)
-        console.print(f"overlay {manifest.name}: {manifest.geometry}, fingerprint {manifest.fingerprint:#010x}")
-        console.print(f"clock {manifest.clock_hz / 1e6:g} MHz, memory {manifest.memory}")
+        say(f"overlay {manifest.name}: {manifest.geometry}, fingerprint {manifest.fingerprint:#010x}")
+        say(f"clock {manifest.clock_hz / 1e6:g} MHz, memory {manifest.memory}")
         write_json(json_file, {"name": manifest.name, "geometry": manifest.geometry.to_dict()})
         return
-    if is_program(path):
-        program = Program.load(path)
-    else:
-        from sentei.host.compiler import compile_network
-        from sentei.host.frontend import load
-        from sentei.host.target import geometry_named
+    from sentei.host.target import geometry_named
 
-        program = compile_network(load(path), geometry_named(geometry), classes_of(path))
+    program = read_model(path)(geometry_named(geometry))
     describe_program(program)
-    console.print(f"fingerprint {program.fingerprint:#010x}, {len(program.data)} bytes of instructions and weights")
+    say(f"fingerprint {program.fingerprint:#010x}, {len(program.data)} bytes of instructions and weights")
     write_json(json_file, program_figures(program))
 
 
@@ -310,7 +322,7 @@ def build(
         raise BuildError(f"board must be 'sim', not {board!r}")
     with step(f"building the {geometry} simulator"):
         directory = build_simulator(geometry, memory)
-    console.print(f"overlay: {directory}")
+    say(f"overlay: {directory}")
 
 
 @app.command()

@@ -162,7 +162,11 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
     channels: list[list[int]] = [[] for _ in range(geometry.requantizers)]
     corrections = np.zeros(network.tensors[network.output].shape.channels, np.int64)
     for number, op in enumerate(network.ops):
-        shares = schedule(op, placed, tables, geometry)
+        try:
+            shares = schedule(op, placed, tables, geometry)
+        except CapacityError as error:
+            text = str(error).removeprefix(f"{op.name}: ")
+            raise CapacityError(f"{network.name}: {op.name}: {text}") from error
         known: dict[tuple[int, int], int] = {}
         packed: list[list[tuple[Job, dict]]] = []
         for group, jobs in enumerate(shares):
@@ -175,13 +179,13 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
                 elif key not in known:
                     known[key] = len(channels[requantizer])
                     channels[requantizer] += channel_entries(job.block, op, network, geometry)
+                    if len(channels[requantizer]) > geometry.channel_entries:
+                        raise CapacityError(
+                            f"{network.name}: {op.name}: needs more than the {geometry.channel_entries} channel_entries "
+                            "of the geometry; use one with more, or fewer output channels"
+                        )
                 packed[-1].append((job, job_header(op, job.block, placed, known.get(key, 0))))
         runs += [Run(number, contents) for contents in pack_layer(packed, geometry)]
-    if max(map(len, channels)) > geometry.channel_entries:
-        raise CapacityError(
-            f"{network.name}: needs {max(map(len, channels))} channel entries, "
-            f"the geometry has {geometry.channel_entries}; use one with more"
-        )
     return assemble(network, geometry, placed, tables, runs, channels, corrections, classes)
 
 
@@ -242,15 +246,15 @@ class StreamPlan:
     ahead: bool
 
 
-def plan_streams(runs: list[Run], geometry: Geometry, name: str) -> StreamPlan:
+def plan_streams(runs: list[Run], geometry: Geometry, network: Network) -> StreamPlan:
     """Keep on chip what fits, the largest runs last."""
     size = stream_bits(geometry) // 8
     lengths = [max(map(len, run.contents)) // size for run in runs]
     if max(lengths) > geometry.stream_words:
-        layer = runs[lengths.index(max(lengths))].layer
+        op = network.ops[runs[lengths.index(max(lengths))].layer]
         raise CapacityError(
-            f"{name}: layer {layer}: one block of output channels needs {max(lengths)} stream words, the geometry has "
-            f"{geometry.stream_words}; use a geometry with more stream_words, or fewer input channels"
+            f"{network.name}: {op.name}: one block of output channels needs {max(lengths)} stream words, the geometry "
+            f"has {geometry.stream_words}; use a geometry with more stream_words, or fewer input channels"
         )
     order = sorted(range(len(runs)), key=lambda index: -lengths[index])
     buffers = 2 if 2 * max(lengths) <= geometry.stream_words else 1
@@ -283,7 +287,7 @@ def assemble(
     classes: tuple[str, ...],
 ) -> Program:
     """Lay out the data and write the instructions. `corrections` (C,) belong to the wide output."""
-    plan = plan_streams(runs, geometry, network.name)
+    plan = plan_streams(runs, geometry, network)
     word_bytes = geometry.word_bytes
     instructions: list[int] = []
     data = Data(geometry.instruction_words * LOAD_BITS // 8)

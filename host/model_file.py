@@ -80,7 +80,7 @@ def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
 
 def read_file(path: Path) -> onnx.ModelProto:
     """Parse `path`, or say why it is not an ONNX model."""
-    remedy = "give the path of a QONNX model, for instance one written by `sentei train` or brevitas' export_qonnx"
+    remedy = "give the path of a QONNX model, for instance one written by brevitas' export_qonnx"
     if not path.exists():
         raise ModelFileError(f"{path}: no such file: {remedy}")
     if path.is_dir():

@@ -13,6 +13,7 @@ from pathlib import Path
 from sentei.driver import SenteiOverlay
 from sentei.overlay.errors import SenteiError
 from sentei.overlay.geometry import PRESETS, Geometry
+from sentei.overlay.manifest import MEMORY_MODELS
 
 
 class BuildError(SenteiError):
@@ -29,6 +30,8 @@ def geometry_named(name: str) -> Geometry:
 def build_simulator(geometry: str = "32x32", memory: str = "zynq-hp") -> Path:
     """Directory of the Verilated SoC; builds it if it is not there or not up to date (one to three minutes)."""
     geometry_named(geometry)
+    if memory not in MEMORY_MODELS:
+        raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {memory!r}")
     directory = Path("build/sim") / f"{geometry}-{memory}"
     # The gateware's tools are not imported here: they are not there on a board.
     command = [sys.executable, "-m", "sentei.boards.sim"]

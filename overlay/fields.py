@@ -60,6 +60,10 @@ class Layout:
             values[field.name] = value
         return values
 
+    def bits(self) -> list[tuple[str, int, int, bool]]:
+        """(name, offset, width, signed) of every field, for fingerprints."""
+        return [(f.name, f.offset, f.width, f.signed) for f in self.fields.values()]
+
     def describe(self) -> list[tuple[str, int, int, bool, str]]:
-        """(name, offset, width, signed, description) of every field, for tables and fingerprints."""
+        """(name, offset, width, signed, description) of every field, for documentation."""
         return [(f.name, f.offset, f.width, f.signed, f.description) for f in self.fields.values()]

@@ -98,21 +98,26 @@ STEP = Layout(
 )
 STEP_WEIGHTS_OFFSET = 32  # bit of a stream word where the weights start, column 0 lowest
 
-TILE = Layout("tile", ("taps", 16), ("input", 16), ("output", 16))
-TAP = Layout("tap", ("offset", -20), ("mask", 12))
+TILE = Layout(
+    "tile",
+    ("taps", 16, "first entry of its row of taps"),
+    ("input", 16, "word of the input plane"),
+    ("output", 16, "word of the output plane"),
+)
+TAP = Layout("tap", ("offset", -20, "pixels from the tile's input word"), ("mask", 12, "entry of the mask table"))
 
 
 def mask_layout(geometry: Geometry) -> Layout:
-    return Layout("mask", ("lanes", geometry.lanes))
+    return Layout("mask", ("lanes", geometry.lanes, "a bit for each lane: 1 inside the map"))
 
 
 def channel_layout(geometry: Geometry) -> Layout:
     """Entry of the channel table: out = (number of thresholds reached) ^ flip."""
     return Layout(
         "channel",
-        *((f"threshold{k}", -geometry.wide_bits) for k in range(THRESHOLDS)),
+        *((f"threshold{k}", -geometry.wide_bits, "counts if u is at least this") for k in range(THRESHOLDS)),
         ("gain", -17, "of the residual's nibble"),
-        ("flip", ACTIVATION_BITS),
+        ("flip", ACTIVATION_BITS, "exclusive-ored with the number of thresholds reached"),
     )
 
 
@@ -153,9 +158,9 @@ def fingerprint(geometry: Geometry) -> int:
     layouts = [INSTRUCTION, HEADER0, HEADER1, STEP, TILE, TAP, mask_layout(geometry), channel_layout(geometry)]
     tables = [
         FORMAT_VERSION,
-        [layout.describe() for layout in layouts],
+        [layout.bits() for layout in layouts],
         [list(map(str, enum)) for enum in (Opcode, Memory, Base)],
-        [(r.name, r.offset, r.layout.describe() if r.layout else None) for r in REGISTERS.values()],
+        [(r.name, r.offset, r.layout.bits() if r.layout else None) for r in REGISTERS.values()],
         PROFILE_WORDS,
     ]
     return fingerprint_of(geometry, tables)

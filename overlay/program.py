@@ -105,10 +105,14 @@ class Program:
 
     def pack_input(self, images: np.ndarray) -> np.ndarray:
         """Integer pictures (N, C, H, W) to uint8 (N, input_bytes); InputError for a wrong shape, type or range."""
-        images = np.asarray(images)
         shape = (self.input.channels, self.input.height, self.input.width)
-        if images.ndim != 4 or images.shape[1:] != shape:
-            raise InputError(f"pictures must have shape (N, {shape[0]}, {shape[1]}, {shape[2]}), not {images.shape}")
+        wanted = f"pictures must have shape (N, {shape[0]}, {shape[1]}, {shape[2]})"
+        try:
+            images = np.asarray(images)
+        except ValueError as error:
+            raise InputError(f"{wanted}, not different ones ({error})") from error
+        if images.ndim != 4 or images.shape[1:] != shape or not len(images):
+            raise InputError(f"{wanted}, N at least 1, not {images.shape}")
         if not np.issubdtype(images.dtype, np.integer):
             raise InputError(
                 f"pictures must be integers ({self.input.bits} bits), not {images.dtype}; do not normalise"
@@ -144,14 +148,19 @@ class Program:
     def save(self, path: str | Path) -> None:
         """Write the file; an interrupted write leaves the old file, if any, untouched."""
         path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        content = self.to_bytes()
+        temporary = None
         try:
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
             with os.fdopen(handle, "wb") as file:
-                file.write(self.to_bytes())
+                file.write(content)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+        except BaseException as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise ProgramError(f"{path}: cannot be written: {error.strerror}; write it elsewhere") from error
             raise
 
     @staticmethod
@@ -160,7 +169,7 @@ class Program:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise ProgramError(f"{path}: cannot be read: {error.strerror}") from error
+            raise ProgramError(f"{path}: cannot be read: {error.strerror}; {REMEDY}") from error
         return Program.from_bytes(content, str(path))
 
     @staticmethod
@@ -188,7 +197,8 @@ class Program:
             for name in ("output_scale", "output_offset", "classes"):
                 values[name] = tuple(values[name])
             program = Program(data=content[PREFIX.size + header_bytes :], **values)
-        except (KeyError, TypeError, ValueError) as error:
+            _check_sizes(program, stored)
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ProgramError(f"{source}: its header does not describe a program ({error}); {REMEDY}") from error
         if stored != program.fingerprint:
             raise ProgramError(
@@ -196,6 +206,25 @@ class Program:
                 f"this software's {program.fingerprint:#010x}); {REMEDY}"
             )
         return program
+
+
+def _check_sizes(program: Program, fingerprint: object) -> None:
+    """ValueError unless the header's numbers are such and what they describe lies inside data and buffers."""
+    sizes = ("instruction_load_words", "prologue", "body", "trace", "output_bytes", "trace_bytes")
+    layouts = [program.input, *(tensor.layout for tensor in (program.output, *program.trace_tensors))]
+    numbers = {name: getattr(program, name) for name in sizes} | {"fingerprint": fingerprint}
+    for layout in layouts:
+        numbers |= {name: value for name, value in layout.__dict__.items() if name not in ("modulus", "signed")}
+        for name, value in numbers.items():
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} must be a number, not {value!r}")
+    if not 0 < 8 * program.instruction_load_words <= len(program.data):
+        raise ValueError(f"{program.instruction_load_words} instruction words do not lie in its data")
+    word_bytes = program.geometry.word_bytes
+    for tensors, room in (((program.output,), program.output_bytes), (program.trace_tensors, program.trace_bytes)):
+        for tensor in tensors:
+            if tensor.offset_bytes < 0 or tensor.offset_bytes + tensor.layout.words * word_bytes > room:
+                raise ValueError(f"tensor {tensor.name!r} does not lie in its {room} bytes")
 
 
 def _tensor_to_dict(tensor: TensorInfo) -> dict:

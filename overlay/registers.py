@@ -54,7 +54,13 @@ REGISTERS = _number(
             "geometry",
             "ro",
             "Size of the array.",
-            Layout("geometry", ("lanes", 8), ("columns", 8), ("groups", 8), ("requantizers", 8)),
+            Layout(
+                "geometry",
+                ("lanes", 8, "pixels"),
+                ("columns", 8, "output channels"),
+                ("groups", 8, "of columns"),
+                ("requantizers", 8, "result buses"),
+            ),
         ),
         Register(
             "control",

@@ -33,7 +33,7 @@ missing_packages() {
     [[ -n ${SENTEI_FASHION_MNIST:-} || -e /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz ]] ||
         echo dataset-fashion-mnist
     if python=$(find_python); then
-        [[ -e .venv/bin/python ]] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+        [[ -e .venv/bin/pip ]] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     else
         [[ -n ${PYTHON:-} ]] || echo python3 python3-venv
     fi

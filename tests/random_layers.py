@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from sentei.host.ir import WIDE, Conv, Network, Pads, Pool, Requantize, Shape, Tensor, accumulator_range, check
-from sentei.host.ir import output_extent
+from sentei.host.ir import (
+    WIDE,
+    Conv,
+    Network,
+    Pads,
+    Pool,
+    Requantize,
+    Shape,
+    Tensor,
+    accumulator_range,
+    check,
+    output_extent,
+)
 from sentei.overlay.geometry import Geometry
 
 
@@ -86,16 +97,16 @@ def random_layer(seed: int, geometry: Geometry, large: bool = True) -> tuple[Net
     if wide:
         tensors["y"] = Tensor("y", out_shape, WIDE, True)
     else:
-        tensors["y"] = Tensor("y", out_shape, int(rng.integers(2, 5)) if rng.random() < 0.2 else 4, bool(rng.random() < 0.5))
+        tensors["y"] = Tensor(
+            "y", out_shape, int(rng.integers(2, 5)) if rng.random() < 0.2 else 4, bool(rng.random() < 0.5)
+        )
         if kind != "global" and rng.random() < 0.35:
             # The residual is computed from the same input by an operator of the same shape.
             residual = "r"
             tensors["r"] = Tensor("r", out_shape, 4, bool(rng.random() < 0.5))
             small = random_weights(rng, (out_channels, channels, *kernel), 4, 8)
             first = Conv(f"residual{seed}", "x", "r", small, stride, pads)
-            first = Conv(
-                first.name, "x", "r", small, stride, pads, random_requantize(rng, first, tensors, None)
-            )
+            first = Conv(first.name, "x", "r", small, stride, pads, random_requantize(rng, first, tensors, None))
             ops.append(first)
         op = type(op)(**{**op.__dict__, "requantize": random_requantize(rng, op, tensors, residual)})
     ops.append(op)

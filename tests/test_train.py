@@ -19,7 +19,14 @@ from sentei.host.train.export import ExportError, export_qonnx, freeze  # noqa: 
 from sentei.host.train.loop import CheckpointError, Images, Recipe, fit, to_input  # noqa: E402
 from sentei.host.train.model import FashionNet  # noqa: E402
 from sentei.host.train.prune import PruneError, SlotPruner, cubic_density, largest_slots, slot_importance  # noqa: E402
-from sentei.host.train.quant import best_weight_scale, calibrate, quantize_weight, set_quantized  # noqa: E402
+from sentei.host.train.quant import (  # noqa: E402
+    best_weight_scale,
+    calibrate,
+    estimate_norms,
+    fix_weight_scales,
+    quantize_weight,
+    set_quantized,
+)
 
 SEED = 20210822
 GROUP = 8
@@ -118,6 +125,28 @@ def test_weight_scales_are_powers_of_two_and_weights_fit_four_bits():
     assert torch.equal(torch.log2(scale), torch.log2(scale).round())
     assert torch.equal(integers, integers.round())
     assert integers.abs().max() <= 7
+
+
+def test_fixed_weight_scales_stay_in_training():
+    torch.manual_seed(SEED)
+    network = FashionNet(channels=16)
+    set_quantized(network, True)
+    network(to_input(random_images(4).images))
+    before = network.conv2.conv.weight_scale.clone()
+    fix_weight_scales(network)
+    with torch.no_grad():
+        network.conv2.conv.weight.mul_(4.0)
+    network(to_input(random_images(4).images))
+    assert torch.equal(network.conv2.conv.weight_scale, before)
+
+
+def test_estimated_norms_are_the_mean_over_the_batches():
+    torch.manual_seed(SEED)
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    batches = torch.randn(5, 4, 3, 6, 6) + 7.0
+    estimate_norms(network, batches)
+    torch.testing.assert_close(network[0].running_mean, batches.mean((0, 1, 3, 4)))
+    assert not network.training
 
 
 def test_residual_constants_are_snapped(trained):
