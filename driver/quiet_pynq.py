@@ -8,6 +8,8 @@ try:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*CPU Architecture.*", category=ResourceWarning)
         warnings.filterwarnings("ignore", message=".*XRT environment.*", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*was already imported from.*", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*pkg_resources.*", category=UserWarning)
         import pynq
         import pynq.interrupt
         import pynq.metadata.runtime_metadata_parser

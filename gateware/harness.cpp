@@ -33,6 +33,13 @@ struct Soc {
 
     Soc() : top(new Vsim{context.get()}) { reset(); }
 
+    ~Soc() {
+        // Verilator's scopes leave the context that their thread has current, which may be another instance's.
+        Verilated::threadContextp(context.get());
+        top.reset();
+        Verilated::threadContextp(nullptr);
+    }
+
     void tick() {
         Vsim& t = *top;
         t.cpu_clk = !t.cpu_idle;

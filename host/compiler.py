@@ -181,8 +181,8 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
                     channels[requantizer] += channel_entries(job.block, op, network, geometry)
                     if len(channels[requantizer]) > geometry.channel_entries:
                         raise CapacityError(
-                            f"{network.name}: {op.name}: needs more than the {geometry.channel_entries} channel_entries "
-                            "of the geometry; use one with more, or fewer output channels"
+                            f"{network.name}: {op.name}: needs more than {geometry.channel_entries} channel_entries; "
+                            "use a geometry with more of them, or fewer output channels"
                         )
                 packed[-1].append((job, job_header(op, job.block, placed, known.get(key, 0))))
         runs += [Run(number, contents) for contents in pack_layer(packed, geometry)]

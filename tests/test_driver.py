@@ -213,8 +213,8 @@ def test_a_program_for_another_geometry_is_refused_with_all_three_fingerprints(o
 @pytest.mark.parametrize(
     "images, message",
     [
-        (np.zeros((CHANNELS, HEIGHT, WIDTH), int), r"shape \(N, 3, 7, 5\), not \(3, 7, 5\)"),
-        (np.zeros((1, CHANNELS, WIDTH, HEIGHT), int), r"shape \(N, 3, 7, 5\), not \(1, 3, 5, 7\)"),
+        (np.zeros((CHANNELS, HEIGHT, WIDTH), int), r"shape \(N, 3, 7, 5\),.* not \(3, 7, 5\)"),
+        (np.zeros((1, CHANNELS, WIDTH, HEIGHT), int), r"shape \(N, 3, 7, 5\),.* not \(1, 3, 5, 7\)"),
         (np.zeros((1, CHANNELS, HEIGHT, WIDTH), np.float32), "must be integers"),
         (np.full((1, CHANNELS, HEIGHT, WIDTH), 16), "must be 0 to 15, not 16 to 16"),
     ],

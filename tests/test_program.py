@@ -129,16 +129,16 @@ class FullDisk:
     """A file that takes the first 100 bytes."""
 
     def __init__(self, handle, mode):
-        self.file = open(handle, mode)
+        self.handle = handle
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.file.close()
+        os.close(self.handle)
 
     def write(self, content):
-        self.file.write(content[:100])
+        os.write(self.handle, content[:100])
         raise OSError(28, "No space left on device")
 
 
@@ -257,9 +257,8 @@ def test_a_header_that_is_no_description_is_refused(program, header):
 
 def test_every_missing_field_is_refused(program):
     for name in program.header():
-        if name != "classes":
-            said = refused(with_header(program, lambda values, name=name: values.pop(name) and values or values))
-            assert "does not describe a program" in said and name in said, said
+        rest = with_header(program, lambda values, name=name: {k: v for k, v in values.items() if k != name})
+        refused(rest, "does not describe a program", name)
 
 
 def test_unknown_fields_are_refused(program):

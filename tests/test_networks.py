@@ -1,0 +1,211 @@
+"""Whole random QONNX networks, from the file to the Verilated SoC: every layer equals the reference, and the outputs
+equal qonnx's own execution of the model; a third with random stalls on the memory bus.
+
+Networks that do not fit the geometry are drawn again. The last tests use an engine whose stream memory is too small
+for the weights, so that they are loaded for each picture while the layer before computes.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sentei.driver.quiet_pynq")
+
+from random_networks import ModelWriter, random_images, random_model
+from test_frontend import execute
+
+from sentei.driver import SenteiOverlay
+from sentei.host import compiler, reference
+from sentei.host.compiler import compile_network
+from sentei.host.frontend import load
+from sentei.host.ir import WIDE
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import PRESETS
+from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Memory, Opcode
+
+SMALL_STREAMS = PRESETS["8x8"].with_(stream_words=512)
+GEOMETRIES = {"8x8": PRESETS["8x8"], "32x32": PRESETS["32x32"], "streamed": SMALL_STREAMS}
+NETWORKS = {"8x8": 60, "32x32": 12}
+STREAMED = 12  # of each kind
+LIMIT_CYCLES = 2_000_000
+
+
+@pytest.fixture(scope="module")
+def overlays(overlay_path):
+    opened = {}
+
+    def get(name):
+        if name not in opened:
+            opened[name] = SenteiOverlay(overlay_path(SMALL_STREAMS if name == "streamed" else name))
+            opened[name].engine.clock.limit = LIMIT_CYCLES
+        return opened[name]
+
+    yield get
+    for overlay in opened.values():
+        overlay.close()
+
+
+def fitting_network(seed, geometry):
+    """The first of the seed's models that fits: (model, network, program, description)."""
+    for attempt in range(20):
+        model, description = random_model(10_000 + 100 * seed + attempt)
+        network = load(model)
+        try:
+            return model, network, compile_network(network, geometry), f"attempt {attempt}: {description}"
+        except CapacityError as error:
+            print(f"seed {seed}, attempt {attempt}: {error}")
+    raise AssertionError(f"none of seed {seed}'s networks fits {geometry}")
+
+
+def assert_equal(overlay, model, network, program, images, text):
+    """On the SoC every traced tensor is the reference's, and the outputs are those of qonnx."""
+    __tracebackhide__ = True
+    overlay.load(program)
+    expected = reference.run(network, images)
+    measured = overlay.trace(images)
+    assert list(measured) == [op.output for op in network.ops], text
+    for op in network.ops:
+        np.testing.assert_array_equal(measured[op.output], expected[op.output], err_msg=f"{text}: {op.name}")
+    outputs = overlay.run(images)
+    np.testing.assert_array_equal(outputs, expected[network.output], err_msg=text)
+    floats = execute(model, network, images)
+    np.testing.assert_array_equal(outputs.logits.reshape(floats.shape), floats, err_msg=f"{text}: qonnx")
+
+
+CASES = [(name, seed) for name, count in NETWORKS.items() for seed in range(count)]
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES, ids=[f"{name}-{seed}" for name, seed in CASES])
+def test_a_random_network_equals_the_reference_and_qonnx(overlays, name, seed):
+    overlay = overlays(name)
+    model, network, program, description = fitting_network(seed, GEOMETRIES[name])
+    stalls = seed + 1 if seed % 3 == 0 else 0
+    text = f"geometry {name}, seed {seed}, stalls {stalls}, {description}"
+    print(text)
+    overlay.device.simulator.stall_memory(stalls)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    assert_equal(overlay, model, network, program, random_images(seed, network, batch), text)
+
+
+def test_the_random_networks_differ_in_kind():
+    """The networks above have every kind of layer, wide and narrow outputs, residuals, 8-bit inputs."""
+    kinds = set()
+    for seed in range(NETWORKS["8x8"]):
+        _, network, program, _ = fitting_network(seed, GEOMETRIES["8x8"])
+        kinds |= {layer.kind.split(" ")[-1] for layer in program.layers}
+        kinds |= {"wide" if network.tensors[network.output].bits == WIDE else "narrow"}
+        kinds |= {"8 bits"} if network.tensors[network.input].bits == 8 else set()
+        for op in network.ops:
+            kinds |= {"residual"} if op.requantize is not None and op.requantize.residual else set()
+            kinds |= {"strided"} if max(op.stride) > 1 else set()
+    assert kinds >= {"pool", "1x1", "3x3", "7x3", "wide", "narrow", "8 bits", "residual", "strided"}
+
+
+# Weights that do not fit on chip
+
+
+def layered_model(seed, kind):
+    """Convolutions with so many weights that SMALL_STREAMS cannot hold them all, some with few enough to stay.
+
+    kind "ahead": the largest run fits into half of the stream memory, "single": it does not.
+    """
+    random = np.random.default_rng([seed, len(kind)])
+    writer = ModelWriter()
+    channels, height, width = int(random.integers(1, 5)), int(random.integers(3, 9)), int(random.integers(3, 9))
+    shape = (2, channels, height, width)
+    bits = int(random.choice([4, 8]))
+    current = writer.quant("input", 2.0**-4, bits, bool(random.random() < 0.5))
+    most = 6 if kind == "ahead" else 20
+    earlier = None
+    for number in range(int(random.integers(4, 9))):
+        kernel = 3 if number % 2 else int(random.choice([1, 3]))
+        outputs = int(random.integers(most // 2, most + 1)) * 2
+        if earlier is not None and random.random() < 0.4:
+            outputs = earlier[1]
+        levels = random.integers(-8, 8, (outputs, channels, kernel, kernel))
+        levels = levels * (random.random(levels.shape) < (0.15 if number == 2 else 1.0))
+        weights = writer.quant(writer.constant(levels / 8), 0.125, 4, True)
+        name = writer.node("Conv", current, weights, pads=[kernel // 2] * 4)
+        name = writer.quant(writer.node("Relu", name), 2.0, 4, False)
+        if earlier is not None and earlier[1] == outputs:
+            name = writer.quant(writer.node("Add", name, earlier[0]), 2.0, 4, False)
+        earlier = current, channels = name, outputs
+        current = name
+    if random.random() < 0.5:
+        levels = random.integers(-8, 8, (5, channels, 1, 1))
+        current = writer.node("Conv", current, writer.quant(writer.constant(levels / 8), 0.125, 4, True))
+    return writer.model(shape, current, 4)
+
+
+def streamed_network(seed, kind, monkeypatch):
+    """The first of the seed's models that streams in that way: (model, network, program, its StreamPlan)."""
+    plans = []
+    plan_streams = compiler.plan_streams
+
+    def plan(*arguments):
+        plans.append(plan_streams(*arguments))
+        return plans[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "plan_streams", plan)
+        for attempt in range(60):
+            model = layered_model(100 * seed + attempt, kind)
+            network = load(model)
+            try:
+                program = compile_network(network, SMALL_STREAMS)
+            except CapacityError as error:
+                print(f"seed {seed}, attempt {attempt}: {error}")
+                continue
+            if plans[-1].streamed and plans[-1].ahead == (kind == "ahead"):
+                return model, network, program, plans[-1]
+    raise AssertionError(f"none of seed {seed}'s networks streams {kind}")
+
+
+def streams_loaded(program):
+    """Number of LOADs of streams while a picture is computed."""
+    data = program.data[: 8 * program.instruction_load_words]
+    size = 8 * INSTRUCTION_LOAD_WORDS
+    fields = [INSTRUCTION.unpack(int.from_bytes(data[i : i + size], "little")) for i in range(0, len(data), size)]
+    body = fields[program.body : program.trace]
+    return sum(f["opcode"] == Opcode.LOAD and f["memory"] == Memory.STREAM for f in body)
+
+
+@pytest.mark.parametrize("kind", ["ahead", "single"])
+@pytest.mark.parametrize("seed", range(STREAMED))
+def test_weights_that_do_not_fit_on_chip_are_loaded_for_each_picture(overlays, monkeypatch, kind, seed):
+    overlay = overlays("streamed")
+    model, network, program, plan = streamed_network(seed, kind, monkeypatch)
+    assert streams_loaded(program) == len(plan.streamed) * SMALL_STREAMS.groups > 0
+    stalls = seed + 1 if seed % 3 == 0 else 0
+    text = f"{kind}, seed {seed}, stalls {stalls}, {len(plan.streamed)} of {len(plan.addresses)} runs streamed"
+    print(text)
+    overlay.device.simulator.stall_memory(stalls)
+    assert_equal(overlay, model, network, program, random_images(seed, network, 2), text)
+    images = random_images(seed + 1, network, 4)
+    expected = reference.run(network, images)[network.output]
+    for number, output in enumerate(overlay.stream(iter(images))):
+        np.testing.assert_array_equal(output, expected[number], err_msg=f"{text}: picture {number} of a stream")
+
+
+def test_runs_of_both_places_are_mixed(monkeypatch):
+    """Among the networks above some runs stay on chip beside streamed ones, and some networks stream every run."""
+    mixed = {kind: [] for kind in ("ahead", "single")}
+    for kind, found in mixed.items():
+        for seed in range(STREAMED):
+            plan = streamed_network(seed, kind, monkeypatch)[3]
+            found.append(len(plan.streamed) / len(plan.addresses))
+    assert all(any(0 < part < 1 for part in found) for found in mixed.values()), mixed
+    assert 1.0 in mixed["ahead"] + mixed["single"], mixed
+
+
+def test_streamed_and_resident_weights_give_equal_results(overlays, monkeypatch):
+    model, network, program, _ = streamed_network(3, "ahead", monkeypatch)
+    images = random_images(3, network, 2)
+    resident = compile_network(network, PRESETS["8x8"])
+    assert streams_loaded(resident) == 0 < streams_loaded(program)
+    outputs = {}
+    for name, compiled in (("streamed", program), ("8x8", resident)):
+        overlays(name).device.simulator.stall_memory(0)
+        outputs[name] = np.array(overlays(name).load(compiled).run(images))
+    assert np.array_equal(outputs["streamed"], outputs["8x8"])
