@@ -24,7 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console(markup=False, highlight=False)  # names of files and layers may contain brackets
+# Names of files and layers may contain brackets, which are no markup; a file may be wider than a terminal.
+console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
 
 Model = Annotated[Path, typer.Argument(help="QONNX model (.onnx)")]
 ModelOrProgram = Annotated[Path, typer.Argument(help="QONNX model (.onnx) or program file (.sentei)")]
@@ -159,7 +160,7 @@ def program_figures(program: Program) -> dict:
 def describe_program(program: Program) -> None:
     table = Table(title=f"{program.name} for {program.geometry}", title_justify="left")
     for name in ("layer", "kind", "MACs", "of dense", "bound (cycles)"):
-        table.add_column(name, justify="left" if name in ("layer", "kind") else "right")
+        table.add_column(name, justify="left" if name in ("layer", "kind") else "right", overflow="fold")
     for layer in program.layers:
         kept = f"{layer.macs / layer.dense_macs:.1%}" if layer.dense_macs else ""
         table.add_row(layer.name, layer.kind, str(layer.macs), kept, f"{layer.bound_cycles:.1f}")
@@ -267,7 +268,7 @@ def bench(
         title=f"{program.name}, {program.geometry}, memory {figures['memory_model']['name']}", title_justify="left"
     )
     for name in ("layer", "kind", "cycles", "bound", "utilisation", "steps", "drain", "setup", "idle"):
-        table.add_column(name, justify="left" if name in ("layer", "kind") else "right")
+        table.add_column(name, justify="left" if name in ("layer", "kind") else "right", overflow="fold")
     for layer in result.layers:
         spent = [f"{layer[name] / groups / layer['cycles']:.0%}" for name in ("steps", "drain_stalls", "setup", "idle")]
         figure = f"{layer['utilisation']:.0%}" if layer["bound_cycles"] else ""
@@ -358,7 +359,7 @@ def demo(
 def main() -> None:
     """Entry point: errors that a user can act on are one line, without a traceback."""
     try:
-        app()
+        app(prog_name="sentei")
     except SenteiError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -23,7 +23,7 @@ def read_pictures(paths: list[Path], program: Program) -> np.ndarray:
         if batches[-1].ndim == 3:
             batches[-1] = batches[-1][None]
         try:
-            program.pack_input(batches[-1][:1])
+            program.pack_input(batches[-1])
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
     return np.concatenate(batches)

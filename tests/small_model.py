@@ -20,13 +20,13 @@ def small_model(seed: int = 0) -> onnx.ModelProto:
     def conv(source: str, inputs: int) -> str:
         return writer.node("Conv", source, weights(6, inputs, 3, 3), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
 
-    def quant(source: str) -> str:
-        return writer.quant(writer.node("Relu", source), 0.25, 4, False)
+    def quant(source: str, scale: float) -> str:
+        return writer.quant(writer.node("Relu", source), scale, 4, False)
 
     picture = writer.quant("input", 2.0**-8, 8, False)
-    first = quant(conv(picture, CHANNELS))
-    second = quant(conv(first, 6))
-    added = quant(writer.node("Add", first, second))
+    first = quant(conv(picture, CHANNELS), 0.25)
+    second = quant(conv(first, 6), 1.0)
+    added = quant(writer.node("Add", first, second), 1.0)
     pooled = writer.node("MaxPool", added, kernel_shape=[2, 2], strides=[2, 2])
     flat = writer.node("Flatten", pooled, axis=1)
     logits = writer.node("MatMul", flat, weights(6 * HEIGHT * WIDTH // 4, CLASSES))

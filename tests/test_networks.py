@@ -5,7 +5,7 @@ Networks that do not fit the geometry are drawn again. The last tests use an eng
 for the weights, so that they are loaded for each picture while the layer before computes.
 """
 
-import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -189,14 +189,16 @@ def test_weights_that_do_not_fit_on_chip_are_loaded_for_each_picture(overlays, m
 
 
 def test_runs_of_both_places_are_mixed(monkeypatch):
-    """Among the networks above some runs stay on chip beside streamed ones, and some networks stream every run."""
-    mixed = {kind: [] for kind in ("ahead", "single")}
-    for kind, found in mixed.items():
+    """Among the networks above runs that stay on chip stand before, between and behind streamed ones, and some follow
+    a streamed run at once."""
+    for kind in ("ahead", "single"):
+        pairs = set()
         for seed in range(STREAMED):
             plan = streamed_network(seed, kind, monkeypatch)[3]
-            found.append(len(plan.streamed) / len(plan.addresses))
-    assert all(any(0 < part < 1 for part in found) for found in mixed.values()), mixed
-    assert 1.0 in mixed["ahead"] + mixed["single"], mixed
+            streamed = [index in plan.streamed for index in range(len(plan.addresses))]
+            pairs |= {*pairwise(streamed), ("first", streamed[0]), ("last", streamed[-1])}
+        assert pairs >= {(False, False), (False, True), (True, False), (True, True)}, kind
+        assert pairs >= {("first", False), ("last", False), ("last", True)}, kind
 
 
 def test_streamed_and_resident_weights_give_equal_results(overlays, monkeypatch):
