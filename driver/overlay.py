@@ -28,6 +28,8 @@ from sentei.overlay.manifest import Manifest
 from sentei.overlay.program import Program
 from sentei.overlay.registers import JOB_QUEUE_DEPTH
 
+NOT_LOADED = "a program must be loaded before it can run: call load(program)"
+
 
 class Outputs(np.ndarray):
     """int32 (N, C, H, W), or (C, H, W) from `stream`; `logits` are the model's own float32 outputs.
@@ -60,7 +62,7 @@ class SenteiOverlay(pynq.Overlay):
         self.manifest = Manifest.load(path)
         self.program: Program | None = None
         self.last_cycles: int | None = None
-        self._program_buffer = None
+        self._program_buffer: pynq.buffer.PynqBuffer | None = None
         self._slots: list[tuple] = []
         self._ready = False
         if self.manifest.target == "sim":
@@ -82,16 +84,23 @@ class SenteiOverlay(pynq.Overlay):
         self._slots = []
         self._program_buffer = None
         self.program = program
-        self._program_buffer = pynq.allocate((len(program.data),), np.uint8)
-        self._program_buffer[:] = np.frombuffer(program.data, np.uint8)
-        self._program_buffer.flush()
+        buffer = self._program_buffer = pynq.allocate((len(program.data),), np.uint8)
+        buffer[:] = np.frombuffer(program.data, np.uint8)
+        buffer.flush()
         self._slots = self._allocate_slots(program.output_bytes)
         _complete(self._prepare())
         return self
 
+    @property
+    def _loaded(self) -> Program:
+        """The program that runs; InputError if there is none."""
+        if self.program is None:
+            raise InputError(NOT_LOADED)
+        return self.program
+
     def _allocate_slots(self, output_bytes: int) -> list[tuple]:
         """An input and an output buffer for each job in flight."""
-        sizes = (self.program.input_bytes, output_bytes)
+        sizes = (self._loaded.input_bytes, output_bytes)
         return [tuple(pynq.allocate((size,), np.uint8) for size in sizes) for _ in range(JOB_QUEUE_DEPTH)]
 
     def _activate(self) -> None:
@@ -111,10 +120,11 @@ class SenteiOverlay(pynq.Overlay):
 
     async def _prepare(self) -> None:
         """Bring the engine into a known state with the program loaded, whatever happened before."""
-        if self.program is None:
-            raise InputError("a program must be loaded before it can run: call load(program)")
+        program, buffer = self._loaded, self._program_buffer
         if self._ready:
             return
+        if buffer is None:  # its load ran out of memory
+            raise InputError(NOT_LOADED)
         try:
             clean = self.engine.reset()
         except DeviceError:
@@ -123,9 +133,9 @@ class SenteiOverlay(pynq.Overlay):
             self.download()
             self._activate()
             self.engine.jobs = 0
-        self.engine.register_map.program_base = self._program_buffer.device_address
-        self.engine.register_map.program_words = self.program.instruction_load_words
-        await self.engine.wait(self.engine.start(self.program.prologue, load=True))
+        self.engine.register_map.program_base = buffer.device_address
+        self.engine.register_map.program_words = program.instruction_load_words
+        await self.engine.wait(self.engine.start(program.prologue, load=True))
         self._ready = True
 
     # Running ----------------------------------------------------------------------------------------------------------
@@ -139,8 +149,8 @@ class SenteiOverlay(pynq.Overlay):
         self._activate()
         packed = self._pack(images)
         await self._prepare()
-        data = await self._run_jobs(packed, self.program.body, self._slots, self.program.output_bytes)
-        return Outputs.of(self.program, data)
+        data = await self._run_jobs(packed, self._loaded.body, self._slots, self._loaded.output_bytes)
+        return Outputs.of(self._loaded, data)
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Outputs]:
         """Pictures (C, H, W), one after the other, to outputs in the same order; two are in flight at a time."""
@@ -152,7 +162,7 @@ class SenteiOverlay(pynq.Overlay):
             if len(waiting) == len(self._slots):
                 yield self._collect_one(waiting)
             packed = self._pack(np.asarray(image)[None])[0]
-            waiting.append(self._start(packed, self.program.body, self._slots[number % len(self._slots)]))
+            waiting.append(self._start(packed, self._loaded.body, self._slots[number % len(self._slots)]))
         while waiting:
             yield self._collect_one(waiting)
         self._ready = True
@@ -164,12 +174,12 @@ class SenteiOverlay(pynq.Overlay):
 
         async def run():
             await self._prepare()
-            slots = self._allocate_slots(self.program.trace_bytes)
-            return await self._run_jobs(packed, self.program.trace, slots, self.program.trace_bytes)
+            slots = self._allocate_slots(self._loaded.trace_bytes)
+            return await self._run_jobs(packed, self._loaded.trace, slots, self._loaded.trace_bytes)
 
         data = _complete(run())
-        word_bytes = self.program.geometry.word_bytes
-        return {tensor.name: tensor.read(data, word_bytes) for tensor in self.program.trace_tensors}
+        word_bytes = self._loaded.geometry.word_bytes
+        return {tensor.name: tensor.read(data, word_bytes) for tensor in self._loaded.trace_tensors}
 
     def profile(self) -> list[dict]:
         """What each layer did in the first picture of the last run: the profile's words, and the layer's name."""
@@ -178,9 +188,7 @@ class SenteiOverlay(pynq.Overlay):
         return [{"name": layers[record["layer"]].name} | record for record in records]
 
     def _pack(self, images: np.ndarray) -> np.ndarray:
-        if self.program is None:
-            raise InputError("a program must be loaded before it can run: call load(program)")
-        return self.program.pack_input(images)
+        return self._loaded.pack_input(images)
 
     def _start(self, packed: np.ndarray, entry: int, slot: tuple) -> tuple:
         """Queue one picture; returns what `_collect` needs."""
@@ -198,7 +206,7 @@ class SenteiOverlay(pynq.Overlay):
 
     def _collect_one(self, waiting: deque) -> Outputs:
         data = _complete(self._collect(*waiting.popleft()))
-        return Outputs.of(self.program, data[None]).first()
+        return Outputs.of(self._loaded, data[None]).first()
 
     async def _run_jobs(self, packed: np.ndarray, entry: int, slots: list[tuple], output_bytes: int) -> np.ndarray:
         results = np.empty((len(packed), output_bytes), np.uint8)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,7 @@ ACCESS_LIMIT_CYCLES = 4096
 _BUS_ERROR, _TIMED_OUT = 1, 2
 _INTERRUPT, _ENGINE_PULSE = 0, 1
 _STALLS, _WITHHOLD, _FROZEN = 0, 1, 2
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     # name: (result, arguments after the handle)
     "destroy": (None, []),
     "reset": (None, []),
@@ -43,7 +45,7 @@ class Simulator:
         self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
         library = ctypes.CDLL(str(self.manifest.file("library")))
         library.sentei_create.restype = ctypes.c_void_p
-        self._functions = {}
+        self._functions: dict[str, Callable[..., Any]] = {}
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(library, f"sentei_{name}")
             function.restype, function.argtypes = result, [ctypes.c_void_p, *arguments]
@@ -55,8 +57,8 @@ class Simulator:
         content = (ctypes.c_uint8 * size.value).from_address(address)
         # The SoC lives as long as any array that looks into its memory.
         weakref.finalize(content, self._functions["destroy"], self._handle).atexit = False
-        self.content = content
-        self.memory = np.frombuffer(content, np.uint8)
+        self.content: ctypes.Array[ctypes.c_uint8] | None = content
+        self.memory: np.ndarray | None = np.frombuffer(memoryview(content), np.uint8)
 
     def _call(self, name: str, *arguments):
         return self._functions[name](self._handle, *arguments)

@@ -53,7 +53,7 @@ def run_demo(models: Path, output: Path, count: int, step) -> tuple[dict, list[P
 
     with step(f"building the {GEOMETRY} simulator (first time: one to three minutes)"):
         directory = build_simulator(GEOMETRY, MEMORY)
-    exact = {}
+    exact: dict[str, list[bool]] = {}
     cycles = {}
     with SenteiOverlay(directory) as overlay:
         simulator = overlay.device.simulator

@@ -56,10 +56,10 @@ def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
     if isinstance(source, (str, Path)):
         model, name = read_file(Path(source)), Path(source).stem
     else:
-        model = getattr(source, "model", source)
-        if not isinstance(model, onnx.ModelProto):
+        inner = getattr(source, "model", source)
+        if not isinstance(inner, onnx.ModelProto):
             raise ModelFileError(f"a model must be a path or an onnx.ModelProto, not {type(source).__name__}")
-        name = model.graph.name or "model"
+        model, name = inner, inner.graph.name or "model"
     check_opset(name, model)
     constants = read_constants(name, model)
     inputs = [value for value in model.graph.input if value.name not in constants]
@@ -159,6 +159,7 @@ def evaluate(node: Node, arrays: list[np.ndarray | None], opsets: tuple[onnx.Ope
     outputs = [onnx.ValueInfoProto(name=node.outputs[0])]
     model = helper.make_model(helper.make_graph([node.proto], "constant", inputs, outputs), opset_imports=opsets)
     try:
-        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+        (result,) = ReferenceEvaluator(model).run(None, feeds)
+        return np.asarray(result)
     except Exception as error:
         raise UnsupportedOperator(f"{node}: computing this constant failed ({error}): fold it before export") from error

@@ -135,7 +135,7 @@ def shift_and_gain(
 ) -> tuple[int, np.ndarray]:
     """The smallest shift, and per channel the gain closest to zero, that satisfy the inequalities above."""
     reach = np.maximum(np.abs(low), np.abs(high))
-    fewest = None
+    fewest = np.arange(len(low))
     for shift in SHIFTS:
         least, most = gain_interval(smallest, low, high, integers, shift)
         gain = np.clip(0, least, most)
@@ -143,7 +143,7 @@ def shift_and_gain(
         failing = np.flatnonzero((least > most) | ~fits)
         if not len(failing):
             return shift, gain
-        if fewest is None or len(failing) < len(fewest):
+        if len(failing) < len(fewest):
             fewest = failing
     raise InexactModel(
         f"{op}: channel {fewest[0]}: adding {residual.name!r} equals (accumulator << shift) + gain * residual for no "

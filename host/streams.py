@@ -101,7 +101,7 @@ class Builder:
         residual = self.tensors.get(stream.chain.residual or "")
         spec = requantize(f"{node} after {op.name!r}", stream.chain, quantizer, low, high, residual)
         if stream.maximum is not None:
-            self.require_rising(stream, node)
+            self.require_rising(stream, stream.maximum, node)
         name = self.free_name(name, set(self.tensors))
         first = f"{name} before {stream.maximum.name}" if stream.maximum else name
         extent = self.extent(op, self.tensors[op.input].shape)
@@ -112,12 +112,12 @@ class Builder:
             self.emit(replace(pool, requantize=identity(tensor)), replace(tensor, name=name, shape=stream.shape))
         return self.stream_of(name, str(node), stream.flat)
 
-    def require_rising(self, stream: Stream, node: Node) -> None:
+    def require_rising(self, stream: Stream, maximum: Pool, node: Node) -> None:
         """A maximum can be taken after requantization only if what lies between the two keeps the order."""
         for step in stream.chain.steps[stream.before :]:
             if not step.rises().all():
                 raise UnsupportedOperator(
-                    f"{node}: a negative factor lies between MaxPool {stream.maximum.name!r} and this Quant: "
+                    f"{node}: a negative factor lies between MaxPool {maximum.name!r} and this Quant: "
                     "put the Quant node before the MaxPool"
                 )
 
@@ -145,13 +145,13 @@ class Builder:
         """The stream as a quantized tensor (padding may wait); emits a maximum of one, refuses anything else."""
         if replace(stream, pads=Pads()).plain:
             return stream
-        source = self.tensors[stream.source]
-        if not stream.stored_maximum or source.bits > 4:
+        source, pool = self.tensors[stream.source], stream.op
+        if not isinstance(pool, Pool) or not stream.stored_maximum or source.bits > 4:
             raise MissingScale(f"{reader}: reads the result of {stream.label}, which is not quantized: {QUANTIZE_IT}")
-        if stream.op not in self.maxima:
-            name = self.free_name(f"{stream.source} after {stream.op.name}", set(self.tensors))
-            op = self.operator_of(stream, stream.op.name)
+        if pool not in self.maxima:
+            name = self.free_name(f"{stream.source} after {pool.name}", set(self.tensors))
+            op = self.operator_of(stream, pool.name)
             target = replace(source, name=name, shape=self.extent(op, source.shape))
             self.emit(replace(op, requantize=identity(source)), target)
-            self.maxima[stream.op] = name
-        return self.stream_of(self.maxima[stream.op], stream.label, stream.flat)
+            self.maxima[pool] = name
+        return self.stream_of(self.maxima[pool], stream.label, stream.flat)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from sentei.host.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, Shape, accumulat
 from sentei.host.model_file import STANDARD_DOMAINS, Node, evaluate
 from sentei.host.streams import Builder, Stream
 
+T = TypeVar("T")
 QUANT_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 QUANTIZED_CONSTANTS = ("QuantizeLinear", "DequantizeLinear")  # not folded, so that errors name them
 BEFORE_QUANT = ("Dropout", "Flatten", "Identity", "Reshape", "Shape")
@@ -65,12 +67,19 @@ class RawInput:
     batch: int
 
 
-Value = Constant | RawInput | Stream
+Value: TypeAlias = Constant | RawInput | Stream
 
 
-def is_constant(value: Value | None) -> bool:
+def is_constant(value: Value | None) -> TypeGuard[Constant | None]:
     """Whether an input is known when compiling, or left out."""
     return value is None or isinstance(value, Constant)
+
+
+def required(value: T | None, what: str) -> T:
+    """An input that is not left out; of the LookupError, `frontend.load` makes one that names the node."""
+    if value is None:
+        raise LookupError(f"{what} is left out")
+    return value
 
 
 @dataclass
@@ -85,11 +94,12 @@ class Translator:
     def translate(self, node: Node) -> None:
         """Compute the node's first output; raises an `UnsupportedModel` that names the node."""
         inputs = [self.value(node, name) if name else None for name in node.inputs]
+        constants = [value for value in inputs if is_constant(value)]
         standard = node.domain in STANDARD_DOMAINS
         if node.op_type in ("Quant", "IntQuant") and node.domain in QUANT_DOMAINS:
             result = self.quant(node)
-        elif standard and node.op_type not in QUANTIZED_CONSTANTS and all(is_constant(value) for value in inputs):
-            result = self.fold(node, inputs)
+        elif standard and node.op_type not in QUANTIZED_CONSTANTS and len(constants) == len(inputs):
+            result = self.fold(node, constants)
         elif standard and node.op_type in self.handlers:
             self.require_quantized(node, inputs)
             result = self.handlers[node.op_type](self, node)
@@ -120,10 +130,12 @@ class Translator:
     def fold(self, node: Node, inputs: list[Constant | None]) -> Constant:
         """Evaluate a node of constants; moves of elements keep a constant's quantization."""
         arrays = [None if value is None else value.values for value in inputs]
-        if node.op_type in KEEP_QUANTIZATION and inputs[0].levels is not None:
-            parts = (inputs[0].values, inputs[0].levels.astype(np.float32), inputs[0].scale)
-            moved = [evaluate(node, [part, *arrays[1:]], self.opsets) for part in parts]
-            return Constant(moved[0], moved[1].astype(np.int64), moved[2], inputs[0].bits)
+        if node.op_type in KEEP_QUANTIZATION:
+            source = required(inputs[0], "input 0")
+            if source.levels is not None:
+                parts = (source.values, source.levels.astype(np.float32), source.scale)
+                moved = [evaluate(node, [part, *arrays[1:]], self.opsets) for part in parts]
+                return Constant(moved[0], moved[1].astype(np.int64), moved[2], source.bits)
         return Constant(evaluate(node, arrays, self.opsets))
 
     def array(self, node: Node, index: int, what: str) -> np.ndarray | None:
@@ -207,7 +219,7 @@ class Translator:
 
     def quant_parameters(self, node: Node) -> tuple[np.ndarray, int]:
         """(scale as float32 array, bits) of a Quant node, checked."""
-        parameters = []
+        parameters: list[np.ndarray] = []
         for index, what in ((1, "scale"), (2, "zero point"), (3, "bit width")):
             value = self.values.get(node.inputs[index]) if index < len(node.inputs) else None
             if not isinstance(value, Constant):
@@ -257,8 +269,8 @@ class Translator:
 
     def per_channel(self, node: Node, index: int, stream: Stream) -> np.ndarray:
         """The constant operand of an elementwise operation as float32 (C,)."""
-        array = self.array(node, index, f"operand {index}")
-        return channels_of(node, array, stream)
+        what = f"operand {index}"
+        return channels_of(node, required(self.array(node, index, what), what), stream)
 
     def may_be_residual(self, stream: Stream) -> bool:
         """Whether the float value is a function of a stored tensor of at most 4 bits."""

@@ -82,7 +82,8 @@ def _add_processing_system(modules, bases: dict[str, int], clock_hz: int) -> Non
     )
     parameters = _add(module, "PARAMETERS")
     clock_mhz = clock_hz / 1e6
-    values = {"PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ": clock_mhz}  # pynq 4.0.0 reads Zynq-7000's there, too
+    # pynq 4.0.0 reads Zynq-7000's clock there, too.
+    values: dict[str, object] = {"PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ": clock_mhz}
     for clock in range(4):
         divisor = round(IO_PLL_MHZ / clock_mhz) if clock == 0 else 1
         values[f"PCW_FPGA_FCLK{clock}_ENABLE"] = int(clock == 0)
