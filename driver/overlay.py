@@ -11,6 +11,7 @@ the next run resets the engine and loads the program again by itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -76,18 +77,20 @@ class SenteiOverlay(pynq.Overlay):
     # Loading ----------------------------------------------------------------------------------------------------------
 
     def load(self, program: Program | str | Path) -> SenteiOverlay:
-        """Make `program`, or the file at that path, the one that runs; its weights move on chip."""
+        """Make `program`, or the file at that path, the one that runs; its weights move on chip.
+
+        A program that is refused leaves the one before it loaded; if main memory has no room, none is loaded.
+        """
         program = program if isinstance(program, Program) else Program.load(program)
         self._activate()
         self._check_fingerprints(program)
         self._ready = False
-        self._slots = []
-        self._program_buffer = None
-        self.program = program
-        buffer = self._program_buffer = pynq.allocate((len(program.data),), np.uint8)
+        self.program, self._program_buffer, self._slots = None, None, []
+        buffer = pynq.allocate((len(program.data),), np.uint8)
         buffer[:] = np.frombuffer(program.data, np.uint8)
         buffer.flush()
-        self._slots = self._allocate_slots(program.output_bytes)
+        slots = self._allocate_slots(program, program.output_bytes)
+        self.program, self._program_buffer, self._slots = program, buffer, slots
         _complete(self._prepare())
         return self
 
@@ -98,9 +101,9 @@ class SenteiOverlay(pynq.Overlay):
             raise InputError(NOT_LOADED)
         return self.program
 
-    def _allocate_slots(self, output_bytes: int) -> list[tuple]:
+    def _allocate_slots(self, program: Program, output_bytes: int) -> list[tuple]:
         """An input and an output buffer for each job in flight."""
-        sizes = (self._loaded.input_bytes, output_bytes)
+        sizes = (program.input_bytes, output_bytes)
         return [tuple(pynq.allocate((size,), np.uint8) for size in sizes) for _ in range(JOB_QUEUE_DEPTH)]
 
     def _activate(self) -> None:
@@ -174,7 +177,7 @@ class SenteiOverlay(pynq.Overlay):
 
         async def run():
             await self._prepare()
-            slots = self._allocate_slots(self._loaded.trace_bytes)
+            slots = self._allocate_slots(self._loaded, self._loaded.trace_bytes)
             return await self._run_jobs(packed, self._loaded.trace, slots, self._loaded.trace_bytes)
 
         data = _complete(run())
@@ -246,7 +249,16 @@ def _complete(coroutine):
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _event_loop().run_until_complete(coroutine)
+        loop = _event_loop()
+        task = loop.create_task(coroutine)
+        try:
+            return loop.run_until_complete(task)
+        except BaseException:
+            # An interrupt from the keyboard must not leave a task behind that goes on in the next run.
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                loop.run_until_complete(task)
+            raise
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
 

@@ -150,7 +150,10 @@ def output_extent(size: int, kernel: int, stride: int, before: int, after: int) 
 
 def kernel_of(op: Conv | Pool) -> tuple[int, int]:
     """(rows, columns) of the operator's window."""
-    return op.weights.shape[2:] if isinstance(op, Conv) else op.kernel
+    if isinstance(op, Pool):
+        return op.kernel
+    _, _, rows, columns = op.weights.shape
+    return rows, columns
 
 
 def accumulator_range(op: Conv | Pool, source: Tensor) -> tuple[np.ndarray, np.ndarray]:

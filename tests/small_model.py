@@ -14,7 +14,7 @@ def small_model(seed: int = 0) -> onnx.ModelProto:
     random = np.random.default_rng(seed)
 
     def weights(*shape: int) -> str:
-        levels = random.integers(-8, 8, shape) * (random.random(shape) < 0.7)
+        levels = random.integers(-7, 8, shape) * (random.random(shape) < 0.7)
         return writer.quant(writer.constant(levels * 0.125), 0.125, 4, True)
 
     def conv(source: str, inputs: int) -> str:
@@ -24,9 +24,9 @@ def small_model(seed: int = 0) -> onnx.ModelProto:
         return writer.quant(writer.node("Relu", source), scale, 4, False)
 
     picture = writer.quant("input", 2.0**-8, 8, False)
-    first = quant(conv(picture, CHANNELS), 0.25)
-    second = quant(conv(first, 6), 1.0)
-    added = quant(writer.node("Add", first, second), 1.0)
+    first = quant(conv(picture, CHANNELS), 0.125)
+    second = quant(conv(first, 6), 0.25)
+    added = quant(writer.node("Add", first, second), 0.25)
     pooled = writer.node("MaxPool", added, kernel_shape=[2, 2], strides=[2, 2])
     flat = writer.node("Flatten", pooled, axis=1)
     logits = writer.node("MatMul", flat, weights(6 * HEIGHT * WIDTH // 4, CLASSES))

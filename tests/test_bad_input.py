@@ -311,6 +311,8 @@ def test_a_program_larger_than_main_memory_is_refused_and_the_next_load_works(be
     ):
         with pytest.raises(OutOfMemoryError, match=rf"must have at most \d+ bytes, not {size}: main memory has"):
             bench.overlay.load(large)
+        with pytest.raises(InputError, match="a program must be loaded before it can run"):
+            bench.overlay.run(small_pictures(1))
         bench.assert_right_after_loading()
         assert bench.overlay.device.free_bytes == free
 

@@ -145,7 +145,8 @@ def test_info_says_the_same_of_a_model_and_of_its_program(sentei, folder):
         code, text, _ = sentei("info", folder / name, *GEOMETRY, "--json", folder / "info.json")
         assert code == 0
         figures[name] = json.loads((folder / "info.json").read_text())
-        assert f"fingerprint {figures[name]['fingerprint']}, {figures[name]['data_bytes']} bytes of instructions" in text
+        identity, size = figures[name]["fingerprint"], figures[name]["data_bytes"]
+        assert f"fingerprint {identity}, {size} bytes of instructions and weights\n" in text
     assert figures["small.onnx"] == figures["small.sentei"]
 
 
@@ -233,10 +234,10 @@ def test_verify_finds_target_and_reference_equal(sentei, simulator, folder):
 
 
 def with_another_weight(network: Network, layer: int) -> Network:
-    """The network with one weight of channel 2 of a layer changed, such that sums rise."""
+    """The network with one weight of channel 2 of a layer changed."""
     op = network.ops[layer]
     weights = op.weights.copy()
-    weights[2, 0, 1, 1] = 7 if weights[2, 0, 1, 1] < 3 else -8
+    weights[2, -1, 1, 1] += 5 if weights[2, -1, 1, 1] < 3 else -5
     changed = dataclasses.replace(op, weights=weights)
     return dataclasses.replace(network, ops=(*network.ops[:layer], changed, *network.ops[layer + 1 :]))
 
@@ -303,7 +304,8 @@ def test_bench_measures_every_layer_and_draws_a_chart(sentei, simulator, folder,
         assert known.name in text
     assert figures["cycles"] >= sum(layer["cycles"] for layer in figures["layers"]) > 0
     assert figures["bound_cycles"] == pytest.approx(sum(layer.bound_cycles for layer in program.layers))
-    assert 0 < figures["utilisation"] == pytest.approx(figures["bound_cycles"] / figures["cycles"]) < 1
+    assert figures["utilisation"] == pytest.approx(figures["bound_cycles"] / figures["cycles"])
+    assert 0 < figures["utilisation"] < 1
     assert figures["fps_100mhz"] == pytest.approx(1e8 / figures["cycles"])
     assert figures["memory_model"]["name"] == "zynq-hp" and figures["geometry"] == program.geometry.to_dict()
     assert figures["simulated_khz"] > 0 and "utilisation" in text and str(figures["cycles"]) in text

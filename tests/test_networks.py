@@ -102,6 +102,19 @@ def test_the_random_networks_differ_in_kind():
     assert kinds >= {"pool", "1x1", "3x3", "7x3", "wide", "narrow", "8 bits", "residual", "strided"}
 
 
+def test_a_strided_layer_that_adds_its_own_input_is_refused():
+    """Its input would have to lie in twice as many phases as the residual, which it is."""
+    writer = ModelWriter()
+    source = writer.quant("input", 0.25, 4, False)
+    weights = writer.quant(writer.constant(np.ones((2, 2, 3, 3)) / 8), 0.125, 4, True)
+    name = writer.node("Conv", source, weights, strides=[2, 2], pads=[3, 3, 3, 3])  # 5x5 pixels, as before
+    name = writer.quant(writer.node("Add", name, source), 1.0, 4, False)
+    network = load(writer.model((1, 2, 5, 5), name, 4))
+    assert any(op.requantize.residual == op.input for op in network.ops)
+    with pytest.raises(CapacityError, match="^random: Conv_3: the strides of its branches do not fit together"):
+        compile_network(network, PRESETS["8x8"])
+
+
 # Weights that do not fit on chip
 
 
@@ -202,7 +215,7 @@ def test_runs_of_both_places_are_mixed(monkeypatch):
 
 
 def test_streamed_and_resident_weights_give_equal_results(overlays, monkeypatch):
-    model, network, program, _ = streamed_network(3, "ahead", monkeypatch)
+    _, network, program, _ = streamed_network(3, "ahead", monkeypatch)
     images = random_images(3, network, 2)
     resident = compile_network(network, PRESETS["8x8"])
     assert streams_loaded(resident) == 0 < streams_loaded(program)
