@@ -52,9 +52,9 @@ def step(text: str):
             progress.update(task, completed=1, total=1)
 
 
-def say(text: str, **style: str) -> None:
+def say(text: str, style: str | None = None) -> None:
     """One line, never wrapped: others may read it."""
-    console.print(text, soft_wrap=True, **style)
+    console.print(text, soft_wrap=True, style=style)
 
 
 @contextmanager

@@ -218,7 +218,7 @@ def pack_layer(shares: list[list[tuple[Job, dict]]], geometry: Geometry) -> list
         run = []
         for jobs in waiting:
             words = 0
-            taken = []
+            taken: list[tuple[Job, dict]] = []
             while jobs and (not taken or words + HEADER_WORDS + jobs[0][0].block.steps <= half):
                 words += HEADER_WORDS + jobs[0][0].block.steps
                 taken.append(jobs.pop(0))

@@ -45,11 +45,11 @@ def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
                     stride = op.stride[axis]
                     wanted[op.input] = lcm(moduli[op.input][axis], common * stride)
                     common = wanted[op.input] // stride
-                wanted.update(dict.fromkeys(names, common))
+                fits = all(wanted.setdefault(name, common) == common for name in names)  # the input may be one
                 for name, modulus in wanted.items():
                     changed |= moduli[name][axis] != modulus
                     moduli[name][axis] = modulus
-                    if modulus > LARGEST_MODULUS:
+                    if modulus > LARGEST_MODULUS or not fits:
                         raise CapacityError(
                             f"{network.name}: {op.name}: the strides of its branches do not fit together"
                         )

@@ -111,7 +111,7 @@ def test_a_strided_layer_that_adds_its_own_input_is_refused():
     name = writer.quant(writer.node("Add", name, source), 1.0, 4, False)
     network = load(writer.model((1, 2, 5, 5), name, 4))
     assert any(op.requantize.residual == op.input for op in network.ops)
-    with pytest.raises(CapacityError, match="^random: Conv_3: the strides of its branches do not fit together"):
+    with pytest.raises(CapacityError, match=r"^random: Conv_2: the strides of its branches do not fit together"):
         compile_network(network, PRESETS["8x8"])
 
 

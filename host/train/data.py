@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sentei.overlay.errors import SenteiError
+
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FOLDER_VARIABLE = "SENTEI_FASHION_MNIST"
 
@@ -24,7 +26,7 @@ _PREFIXES = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 0x08
 
 
-class DatasetError(Exception):
+class DatasetError(SenteiError):
     """A data set cannot be used as it is on this machine."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
+from qonnx.custom_op.registry import getCustomOp
 from qonnx.transformation.change_batchsize import ChangeBatchSize
 from qonnx.transformation.infer_shapes import InferShapes
 
@@ -20,10 +21,13 @@ def qonnx_logits(path: Path, inputs: np.ndarray, batch: int = 250) -> np.ndarray
 
 
 def weight_densities(path: Path) -> dict[str, float]:
-    """The fraction of non-zero weights of each convolution in a QONNX file, in graph order, by node name."""
+    """The fraction of quantized weights that are not zero, of each convolution in a QONNX file, by node name."""
     model = ModelWrapper(str(path))
     found = {}
     for node in model.get_nodes_by_op_type("Conv"):
-        weight = model.get_initializer(model.find_producer(node.input[1]).input[0])
+        quantizer = model.find_producer(node.input[1])
+        context = {name: model.get_initializer(name) for name in quantizer.input}
+        getCustomOp(quantizer).execute_node(context, model.graph)
+        weight = context[quantizer.output[0]]
         found[node.name] = float(np.count_nonzero(weight) / weight.size)
     return found

@@ -1,7 +1,7 @@
 """From a trained network to a QONNX file that float32 execution and integer hardware agree on, bit for bit.
 
 :func:`freeze` makes every constant final inside the torch model, which is therefore still the thing to measure;
-:func:`export_qonnx` writes what it is, operator by operator::
+:func:`export` has Brevitas write it::
 
     Quant(u8) -> [Conv(Quant(weight)) -> Mul m -> Add b -> (Add residual) -> Relu -> Quant(u4)]... -> GlobalAveragePool
               -> Quant(u4) -> Flatten -> MatMul(Quant(weight)) -> Add bias
@@ -9,27 +9,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
+from brevitas.export import export_qonnx
+from brevitas.nn import QuantReLU
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.util.cleanup import cleanup_model
 from torch import Tensor, nn
 
 from sentei.host.train.model import ResidualAdd
-from sentei.host.train.quant import (
-    QONNX_DOMAIN,
-    QONNX_DOMAIN_VERSION,
-    Affine,
-    QuantConv2d,
-    QuantLinear,
-    quantize_weight,
-    set_quantized,
-)
+from sentei.overlay.errors import SenteiError
 
 OPSET = 13
 RESIDUAL_FRACTION_BITS = 4
@@ -37,29 +30,65 @@ RESIDUAL_LIMIT = 2**15 - 1
 _TIE_DISTANCE = 0.25
 
 
-class ExportError(ValueError):
+class ExportError(SenteiError, ValueError):
     """A network cannot be exported bit for bit."""
+
+
+class Affine(nn.Module):
+    """x * m + b per channel of an NCHW tensor: what batch normalization is once training has ended.
+
+    m and b are (1, C, 1, 1) and stay apart from the weights, so that the quantized weights keep their own scale.
+    """
+
+    m: Tensor
+    b: Tensor
+
+    def __init__(self, m: Tensor, b: Tensor):
+        super().__init__()
+        self.register_buffer("m", m.reshape(1, -1, 1, 1))
+        self.register_buffer("b", b.reshape(1, -1, 1, 1))
+
+    @classmethod
+    @torch.no_grad()
+    def from_batch_norm(cls, norm: nn.BatchNorm2d) -> Affine:
+        """The affine map of a batch norm's running statistics, computed in float64, rounded once."""
+        mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+        gain = norm.weight.double() / torch.sqrt(variance + norm.eps)
+        gain[gain.abs() < 2.0**-20] = 2.0**-20  # a dead channel keeps an invertible map
+        offset = norm.bias.double() - mean * gain
+        return cls(gain.float(), offset.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.m + self.b
+
+
+def scale_of(activation: QuantReLU) -> Tensor:
+    return activation.act_quant.scale().detach()
+
+
+def check_residual_scales(residual_adds: Iterable[ResidualAdd]) -> None:
+    """Refuse activation scales, final after calibration, that snap_residual cannot work with."""
+    for add in residual_adds:
+        if scale_of(add.block.act) < scale_of(add.residual):
+            raise ExportError(
+                f"the scale behind a residual addition must be at least the residual's, {scale_of(add.residual).item()}, "
+                f"not {scale_of(add.block.act).item()}; set it so before the quantized training"
+            )
 
 
 @torch.no_grad()
 def freeze(network: nn.Module, residual_adds: Iterable[ResidualAdd] = ()) -> None:
-    """Turn a trained network, in place, into the one that is exported: quantized, batch norms as m and b, snapped."""
+    """Turn a trained network, in place, into the one that is exported: batch norms as m and b, residuals snapped."""
+    residual_adds = list(residual_adds)
+    check_residual_scales(residual_adds)
     network.eval()
-    set_quantized(network, True)
     for module in list(network.modules()):
-        if isinstance(module, (QuantConv2d, QuantLinear)):
-            module.weight.copy_(quantize_weight(module.weight, module.weight_scale) + 0.0)  # -0.0 becomes 0.0
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, Affine.from_batch_norm(child))
     for add in residual_adds:
-        if add.block.act.scale < add.residual.scale:
-            raise ExportError(
-                f"the scale behind a residual addition must be at least the residual's, {add.residual.scale.item()}, "
-                f"not {add.block.act.scale.item()}; set it so before the quantized training"
-            )
-        accumulator_scale = (add.block.conv.weight_scale * add.input.scale).view(1, -1, 1, 1)
-        snap_residual(add.block.norm, accumulator_scale, add.residual.scale)
+        accumulator_scale = (add.block.conv.quant_weight().scale * scale_of(add.input)).view(1, -1, 1, 1)
+        snap_residual(cast(Affine, add.block.norm), accumulator_scale, scale_of(add.residual))
 
 
 @torch.no_grad()
@@ -83,17 +112,10 @@ def snap_residual(affine: Affine, accumulator_scale: Tensor, residual_scale: Ten
     affine.b.copy_(b.float())
 
 
-def export_qonnx(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:
-    """Write a frozen network as QONNX (opset 13, static shapes, weights behind their Quant nodes) for one input shape.
-
-    torch's tracing exporter is used because it turns an autograd function's ``symbolic`` into a custom node.
-    """
-    network.eval()
+def export(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:
+    """Write a frozen network as QONNX (opset 13, static shapes, weights behind their Quant nodes) for one input shape."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network, (torch.zeros(input_shape),), path, dynamo=False, opset_version=OPSET,
-            custom_opsets={QONNX_DOMAIN: QONNX_DOMAIN_VERSION}, do_constant_folding=False,
-        )
+        export_qonnx(network, torch.zeros(input_shape), str(path), opset_version=OPSET, dynamo=False)
     cleanup_model(ModelWrapper(str(path))).save(str(path))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sentei.overlay.errors import SenteiError
+
 PIXEL_SCALE = 2.0**-8
 _MOMENTUM = 0.9
 _WARMUP = 0.05
 
 
-class CheckpointError(ValueError):
+class CheckpointError(SenteiError, ValueError):
     """A checkpoint belongs to another run."""
 
 
@@ -97,8 +99,9 @@ def fit(
     ``before_step`` is called with the progress in [0, 1] before each step (to prune).  With ``resume``, training
     continues after the last epoch in ``checkpoint`` if that file exists and was written with the same ``settings``.
     """
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    plain = [p for p in network.parameters() if p.dim() <= 1]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.dim() > 1]
+    plain = [p for p in trained if p.dim() <= 1]
     optimizer = torch.optim.SGD(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=recipe.learning_rate, momentum=_MOMENTUM, nesterov=True,
@@ -139,6 +142,23 @@ def fit(
             _save({"network": network.state_dict(), "optimizer": optimizer.state_dict(),
                    "settings": dict(settings), "epochs": epoch + 1, "seconds": seconds}, checkpoint)
     return seconds
+
+
+@torch.no_grad()
+def estimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of every batch norm by their means over the batches (N, C, H, W).
+
+    Weights that oscillate around a rounding threshold leave running statistics behind that fit no network
+    (Nagel et al. 2022, "Overcoming oscillations in quantization-aware training", arXiv:2203.11086).
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+    network.train()
+    for batch in batches:
+        network(batch)
+    network.eval()
 
 
 def _one_cycle(progress: float) -> float:

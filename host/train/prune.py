@@ -26,8 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sentei.overlay.errors import SenteiError
 
-class PruneError(ValueError):
+
+class PruneError(SenteiError, ValueError):
     """A layer cannot be pruned as asked."""
 
 
