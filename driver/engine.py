@@ -103,9 +103,7 @@ class EngineDriver(pynq.DefaultIP):
                         if self.finished(job):
                             break
                         if self.clock.now() >= deadline:
-                            raise EngineTimeout(
-                                f"job {job} did not end within {limit} {self.clock.unit}", self.state()
-                            )
+                            raise EngineTimeout(f"job {job} did not end within {limit} {self.clock.unit}", self.state())
                 else:
                     interrupt.result()
             finally:

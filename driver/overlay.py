@@ -185,10 +185,18 @@ class SenteiOverlay(pynq.Overlay):
         return {tensor.name: tensor.read(data, word_bytes) for tensor in self._loaded.trace_tensors}
 
     def profile(self) -> list[dict]:
-        """What each layer did in the first picture of the last run: the profile's words, and the layer's name."""
-        layers = self.program.layers if self.program else ()
-        records = self.engine.profile()[: len(layers)]
-        return [{"name": layers[record["layer"]].name} | record for record in records]
+        """What each layer did in the last picture of the last run whose records all fit into the profile: a dict of the
+        layer's name and the profile's words, added up where a layer takes several runs."""
+        program = self._loaded
+        records = self.engine.profile()
+        whole = len(records) // program.runs * program.runs
+        layers: dict[int, dict] = {}
+        for record in records[max(0, whole - program.runs) : whole]:
+            number = record.pop("layer")
+            layer = layers.setdefault(number, {"name": program.layers[number].name, "layer": number})
+            for word, value in record.items():
+                layer[word] = layer.get(word, 0) + value
+        return list(layers.values())
 
     def _pack(self, images: np.ndarray) -> np.ndarray:
         return self._loaded.pack_input(images)

@@ -14,6 +14,7 @@ Base addresses must be multiples of the bus width.
 from litex.soc.interconnect import stream
 from litex.soc.interconnect.axi import BURST_INCR, AXIInterface
 from migen import *
+from migen.genlib.fifo import SyncFIFO
 
 from sentei.overlay.geometry import LOAD_BITS
 
@@ -70,7 +71,7 @@ class BurstCutter(Module):
 class DMAReader(Module):
     """`sink` takes a command; `source` gives its 64-bit words, `last` with the final one.
 
-    `address` is the bus address of the next beat to arrive; `beats` pulses with each beat taken.
+    `address` is the bus address of the next beat to arrive; `beat` pulses with each beat taken.
     """
 
     def __init__(self, bus: AXIInterface):
@@ -160,20 +161,32 @@ class DMAWriter(Module):
         self.busy = Signal()
         self.error = Signal()
         self.address = Signal(32)  # of the burst being written
+        self.oldest = Signal(32)  # of the oldest burst not yet acknowledged; with `error`, the one that failed
         self.beat = Signal()
 
         # # #
 
         self.submodules.cutter = cutter = BurstCutter(bus_bits)
-        self.submodules.converter = converter = ResetInserter()(stream.Converter(LOAD_BITS, bus_bits))
+        self.submodules.converter = converter = ResetInserter()(
+            stream.Converter(LOAD_BITS, bus_bits, report_valid_token_count=True)
+        )
+        # A beat that was offered stays as it is until it is taken, also when the transfer is aborted.
+        self.submodules.offer = offer = stream.Buffer([("data", bus_bits), ("strb", bus_bits // 8)])
+        self.submodules.bursts = bursts = SyncFIFO(32, WRITES_IN_FLIGHT)  # addresses not yet acknowledged
         active = Signal()
         aborting = Signal()
         words = Signal(24)  # still to take
-        beats = Signal(5)  # left in this burst
+        beats = Signal(5)  # of this burst, not yet offered
         length = Signal(5)  # of this burst
+        filled = Signal(bus_bits // 8)  # bytes of the next beat that hold words
         announced = Signal()  # this burst's address is taken
         all_cut = Signal()  # no further burst will start
         unanswered = Signal(max=WRITES_IN_FLIGHT + 1)  # bursts begun, not yet acknowledged
+        if bus_bits > LOAD_BITS:
+            holds = [converter.source.valid_token_count > word for word in range(bus_bits // LOAD_BITS)]
+            self.comb += filled.eq(Cat(*[Replicate(held, LOAD_BITS // 8) for held in holds]))
+        else:
+            self.comb += filled.eq((1 << len(filled)) - 1)
         accept = Signal()
         start = Signal()
         abandon = Signal()
@@ -189,7 +202,11 @@ class DMAWriter(Module):
             cutter.clear.eq(abandon),
             start.eq((beats == 0) & (unanswered != WRITES_IN_FLIGHT) & cutter.source.valid & ~abandon),
             cutter.source.ready.eq(start),
-            bus.aw.valid.eq((beats != 0) & ~announced),
+            bursts.we.eq(start),
+            bursts.din.eq(cutter.source.address),
+            bursts.re.eq(bus.b.valid),
+            self.oldest.eq(bursts.dout),
+            bus.aw.valid.eq((length != 0) & ~announced),
             bus.aw.addr.eq(self.address),
             bus.aw.len.eq(length - 1),
             bus.aw.size.eq(log2_int(bus_bits // 8)),
@@ -199,11 +216,12 @@ class DMAWriter(Module):
             converter.sink.last.eq(words == 1),
             data.ready.eq(converter.sink.ready & active & (words != 0)),
             converter.reset.eq(~active | self.abort),
-            bus.w.valid.eq((beats != 0) & announced & (converter.source.valid | aborting)),
-            bus.w.data.eq(converter.source.data),
-            bus.w.strb.eq(Mux(aborting, 0, (1 << (bus_bits // 8)) - 1)),
-            bus.w.last.eq(beats == 1),
-            converter.source.ready.eq(bus.w.valid & bus.w.ready & ~aborting),
+            offer.sink.valid.eq((beats != 0) & announced & (converter.source.valid | aborting)),
+            offer.sink.data.eq(converter.source.data),
+            offer.sink.strb.eq(Mux(aborting, 0, filled)),
+            offer.sink.last.eq(beats == 1),
+            converter.source.ready.eq(offer.sink.valid & offer.sink.ready & ~aborting),
+            offer.source.connect(bus.w),
             bus.b.ready.eq(1),
             self.beat.eq(bus.w.valid & bus.w.ready),
             self.error.eq(bus.b.valid & (bus.b.resp != 0) & ~aborting),
@@ -221,7 +239,7 @@ class DMAWriter(Module):
                 announced.eq(0),
             ),
             If(bus.aw.valid & bus.aw.ready, announced.eq(1)),
-            If(self.beat, beats.eq(beats - 1)),
+            If(offer.sink.valid & offer.sink.ready, beats.eq(beats - 1)),
             If(active & all_cut & idle, active.eq(0)),
             If(aborting & idle, aborting.eq(0)),
             If(accept, active.eq(1), words.eq(sink.words), all_cut.eq(0)),

@@ -63,8 +63,8 @@ class Profile(Module):
         select = Signal(word_bits)
         for name, counter in counters.items():
             step = counts[name]
-            if name in transfers:  # also between layers
-                self.sync += If(self.end, counter.eq(step)).Else(counter.eq(counter + step))
+            if name in transfers:  # also between runs
+                self.sync += If(self.end | self.clear, counter.eq(step)).Else(counter.eq(counter + step))
             else:
                 self.sync += If(self.begin, counter.eq(0)).Elif(running, counter.eq(counter + step))
         self.sync += [
@@ -257,7 +257,7 @@ class Engine(Module, AutoCSR):
             If(sequencer.done, completed.eq(completed + 1)),
             If(reset, completed.eq(0), error_address.eq(0))
             .Elif(~failed & reader.error, error_address.eq(reader.address))
-            .Elif(~failed & writer.error, error_address.eq(writer.address)),
+            .Elif(~failed & writer.error, error_address.eq(writer.oldest)),
         ]
         sizes = dict(
             lanes=geometry.lanes,

@@ -76,7 +76,7 @@ class Requantizer(Module):
                 )
             ]
             self.comb += If(drain.grant & ~drain.join & ~drain.wide, take.eq(drain.columns))
-            granted = granted | drain.request
+            granted = granted | drain.grant
         self.sync += [If(occupied != 0, occupied.eq(occupied - 1)), If(unlock, locked.eq(0)), *statements]
 
         # Cycle 0: which column, and its addresses.

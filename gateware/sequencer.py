@@ -12,6 +12,7 @@ from migen import *
 from migen.genlib.fsm import FSM, NextState, NextValue
 
 from sentei.gateware.common import fields_of
+from sentei.gateware.dma import command_layout
 from sentei.overlay.geometry import LOAD_BITS, Geometry
 from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Base, Opcode, load_words
 from sentei.overlay.instructions import Memory as Target
@@ -21,7 +22,7 @@ JOB = [("entry", 16), ("load", 1), ("program", 32), ("program_words", 16), ("inp
 
 
 class Sequencer(Module):
-    """Drives the units through `unit_start` pulses; `loader_busy` etc. come back from them.
+    """Drives the units through `start_load`, `start_store`, `start_run`; `load_busy` etc. come back from them.
 
     `jobs` is the doorbell's sink. `read_command` and `write_command` go to the DMA; while `fetching` is 1 the words
     read are instructions and come in through `instructions`.
@@ -30,8 +31,8 @@ class Sequencer(Module):
     def __init__(self, geometry: Geometry):
         self.jobs = stream.Endpoint(JOB)
         self.queued = Signal(4)
-        self.read_command = read = stream.Endpoint([("address", 32), ("words", 24)])
-        self.write_command = write = stream.Endpoint([("address", 32), ("words", 24)])
+        self.read_command = read = stream.Endpoint(command_layout())
+        self.write_command = write = stream.Endpoint(command_layout())
         self.instructions = stream.Endpoint([("data", LOAD_BITS)])
         self.fetching = Signal()
         self.start_load = Signal()
@@ -164,12 +165,13 @@ class Sequencer(Module):
         fsm.act("STOP")
 
         # Whatever the state, a fault or an overdue job ends in STOP; only a reset leads out.
-        waiting, stopped = fsm.ongoing("AWAIT-JOB"), fsm.ongoing("STOP")
+        waiting, finishing, stopped = (fsm.ongoing(state) for state in ("AWAIT-JOB", "FINISH", "STOP"))
         halt = Signal.like(self.fault)
         self.comb += [
             self.busy.eq(~waiting | job.valid),
             If(self.fault != 0, halt.eq(self.fault)).Elif(
-                (self.watchdog != 0) & (self.cycles >= self.watchdog), halt.eq(ErrorCode.WATCHDOG)
+                (self.watchdog != 0) & (self.cycles >= self.watchdog) & ~waiting & ~finishing,
+                halt.eq(ErrorCode.WATCHDOG),
             ),
         ]
         for state in list(fsm.actions):

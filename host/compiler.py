@@ -15,10 +15,10 @@ import numpy as np
 
 from sentei.host.ir import ACCUMULATOR_LIMIT, Conv, Network, Pool, Requantize, check
 from sentei.host.placement import Placement, place
-from sentei.host.schedule import Block, Job, check_wide, schedule
+from sentei.host.schedule import Block, Job, check_wide, schedule, weight_digits
 from sentei.host.tables import Tables
 from sentei.overlay.errors import CapacityError
-from sentei.overlay.geometry import LOAD_BITS, Geometry
+from sentei.overlay.geometry import ACTIVATION_BITS, LOAD_BITS, Geometry
 from sentei.overlay.instructions import (
     HEADER0,
     HEADER1,
@@ -141,13 +141,13 @@ def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerIn
     if isinstance(op, Pool):
         return LayerInfo(op.name, f"{op.kind} pool", op.output, 0, 0, 0.0)
     pixels = target.shape.height * target.shape.width
-    passes = -(-source.bits // 4) * (1 if np.abs(op.weights).max(initial=0) <= 8 else 2)
-    dense = op.weights.size * pixels * passes
+    nibbles = -(-source.bits // ACTIVATION_BITS)
+    dense = op.weights.size * len(weight_digits(op.weights)) * nibbles * pixels
     kept = 0
     for first in range(0, len(op.weights), geometry.group_columns):
         part = op.weights[first : first + geometry.group_columns]
-        kept += int((part != 0).any(axis=0).sum()) * len(part)
-    macs = kept * pixels * passes
+        kept += sum(int((digit != 0).any(axis=0).sum()) for digit in weight_digits(part)) * len(part)
+    macs = kept * nibbles * pixels
     kernel = f"{op.weights.shape[2]}x{op.weights.shape[3]}"
     return LayerInfo(op.name, f"conv {kernel}", op.output, macs, dense, macs / geometry.array_macs)
 
@@ -389,6 +389,7 @@ def assemble(
         output_offset=tuple(float(v) for v in network.output_offset),
         trace_tensors=tuple(trace_tensors),
         trace_bytes=trace_bytes,
+        runs=len(runs),
         layers=tuple(layer_info(op, network, geometry) for op in network.ops),
         classes=classes,
     )

@@ -237,6 +237,16 @@ def check_requantize(requantize: Requantize, op: Conv | Pool, tensors: dict, kno
         f"thresholds must be ({channels}, {THRESHOLDS}), not {requantize.thresholds.shape}",
     )
     require(bool((np.diff(requantize.thresholds, axis=1) >= 0).all()), op.name, "thresholds must not decrease")
+    fewest = (requantize.thresholds <= -ACCUMULATOR_LIMIT).sum(1)
+    most = THRESHOLDS - (requantize.thresholds >= ACCUMULATOR_LIMIT).sum(1)
+    base = -8 if target.signed else 0
+    lowest = base + np.where(requantize.descending, THRESHOLDS - most, fewest)
+    highest = base + np.where(requantize.descending, THRESHOLDS - fewest, most)
+    require(
+        bool((lowest >= target.low).all() and (highest <= target.high).all()),
+        op.name,
+        f"thresholds must keep the output within {target.low} to {target.high}",
+    )
     largest = np.abs(requantize.thresholds).max()
     require(bool(largest <= ACCUMULATOR_LIMIT), op.name, f"thresholds must be within +-{ACCUMULATOR_LIMIT}")
     require(requantize.descending.shape == (channels,), op.name, f"descending must have shape ({channels},)")

@@ -95,7 +95,7 @@ class Benchmark:
 
 
 def benchmark(overlay: SenteiOverlay, images: np.ndarray) -> Benchmark:
-    """Runs `images` (two or more; the last one counts, so that the pipeline of jobs is full) and reads the profile."""
+    """Runs `images` and reads cycles and profile of the last: give two or more, so that the queue of jobs is full."""
     program = overlay.program
     simulator = getattr(overlay.device, "simulator", None)
     start_cycles = simulator.cycles if simulator else 0
@@ -104,23 +104,9 @@ def benchmark(overlay: SenteiOverlay, images: np.ndarray) -> Benchmark:
     seconds = time.perf_counter() - start
     simulated = (simulator.cycles - start_cycles if simulator else 0) / seconds / 1e3
     layers = []
-    for info, record in zip(program.layers, merged_profile(overlay), strict=True):
+    for info, record in zip(program.layers, overlay.profile(), strict=True):
         bound = info.bound_cycles
         extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}
         layers.append(record | extra | {"utilisation": bound / record["cycles"]})
     bound = sum(info.bound_cycles for info in program.layers)
     return Benchmark(overlay.last_cycles, bound, layers, simulated)
-
-
-def merged_profile(overlay: SenteiOverlay) -> list[dict]:
-    """The profile with one record for each layer, also where a layer took several runs."""
-    merged: dict[int, dict] = {}
-    for record in overlay.profile():
-        before = merged.get(record["layer"])
-        if before is None:
-            merged[record["layer"]] = dict(record)
-        else:
-            for name, value in record.items():
-                if name not in ("layer", "name"):
-                    before[name] += value
-    return list(merged.values())

@@ -78,14 +78,13 @@ def make_layouts(network: Network, geometry: Geometry) -> dict[str, PlaneLayout]
 
 
 def last_uses(network: Network) -> dict[str, int]:
-    """Index of the last operator that reads each tensor; the output and the input live to the end."""
+    """Index of the last operator that reads each tensor; the output lives to the end."""
     uses = dict.fromkeys(network.tensors, -1)
     for index, op in enumerate(network.ops):
         uses[op.input] = index
         if op.requantize is not None and op.requantize.residual is not None:
             uses[op.requantize.residual] = index
     uses[network.output] = len(network.ops)
-    uses[network.input] = len(network.ops)
     return uses
 
 

@@ -154,8 +154,6 @@ def window_slots(op: Conv | Pool, layout: PlaneLayout, single: bool) -> tuple[np
     rows, columns = kernel_of(op)
     ky, kx = (index.ravel() for index in np.mgrid[:rows, :columns])
     if not single:
-        if rows * columns > MAX_TAPS:
-            raise CapacityError(f"{op.name}: kernel {rows}x{columns} has more than {MAX_TAPS} coordinates")
         return np.zeros(rows * columns, np.int64), ky * columns + kx, np.ones(rows * columns, bool)
     y, x = ky - op.pads.top, kx - op.pads.left
     inside = (y >= 0) & (y < layout.height) & (x >= 0) & (x < layout.width)
@@ -221,13 +219,14 @@ def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | No
 
 
 def sums_whole_plane(op: Conv | Pool, source: PlaneLayout) -> bool:
-    """True for a global sum, which is read word by word and summed over the lanes at the end."""
+    """True for a global sum that is read word by word and summed over the lanes at the end."""
     return (
         isinstance(op, Pool)
         and op.kind == "sum"
         and op.kernel == (source.height, source.width)
         and not any(op.pads)
         and source.height * source.width > 1
+        and source.plane_words <= MAX_TAPS
         and op.requantize is not None
         and op.requantize.residual is None
     )
@@ -241,15 +240,16 @@ def schedule(op: Conv | Pool, placed: dict[str, Placement], tables: Tables, geom
     if sums_whole_plane(op, source.layout):
         tile, whole = whole_plane_tile(tables, source.layout)
         tiles = 1
-        if len(whole) > MAX_TAPS:
-            raise CapacityError(f"{op.name}: a map of {len(whole)} words is too large for a global pool")
     elif single:
         tile, tiles = single_pixel_tile(tables, geometry.lanes), 1
     else:
-        window_slots(op, source.layout, single)
-        tile, tiles = window_tiles(
-            tables, source.layout, target.layout, kernel_of(op), op.stride, (op.pads.top, op.pads.left)
-        )
+        rows, columns = kernel_of(op)
+        if rows * columns > MAX_TAPS:
+            raise CapacityError(
+                f"{op.name}: kernel {rows}x{columns} has more than {MAX_TAPS} coordinates; use a smaller one"
+            )
+        pads = (op.pads.top, op.pads.left)
+        tile, tiles = window_tiles(tables, source.layout, target.layout, (rows, columns), op.stride, pads)
     if isinstance(op, Conv):
         blocks = conv_blocks(op, source, single, geometry)
     else:

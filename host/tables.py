@@ -93,6 +93,7 @@ def window_tiles(
     """
     tiles = []
     phase_words = target.phase_words
+    positions = source.positions()
     for phase_y, phase_x, word, y, x in output_tiles(target):
         taps = []
         for ky in range(kernel[0]):
@@ -104,7 +105,11 @@ def window_tiles(
                 input_y, input_x = y * stride[0] + ky - pads[0], x * stride[1] + kx - pads[1]
                 inside = (y >= 0) & (input_y >= 0) & (input_y < source.height)
                 inside &= (input_x >= 0) & (input_x < source.width)
-                taps.append((offset if inside.any() else 0, inside))
+                # Were a tensor placed wrongly, this is where wrong pixels would be read.
+                lanes = np.flatnonzero(inside)
+                read = word * source.lanes + lanes + offset
+                assert (positions[input_y[lanes], input_x[lanes]] == read).all(), "placement and window disagree"
+                taps.append((offset if len(lanes) else 0, inside))
         phase = phase_y * target.modulus[1] + phase_x
         tiles.append((tables.tap_row(taps), word, phase * phase_words + word))
     return tables.tile_list(tiles), len(tiles)

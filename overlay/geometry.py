@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from sentei.overlay.errors import GeometryError
 
 ACTIVATION_BITS = 4
 WEIGHT_BITS = 4
+MAX_PIXELS = 1 << 19  # what a tap's signed offset reaches
 LOAD_BITS = 64  # unit of the loader: every memory's entry is a whole number of such words
 
 
@@ -53,16 +54,20 @@ class Geometry:
             ("groups", 1, 8),
             ("requantizers", 1, 8),
             ("activation_words", 64, 65536),
-            ("stream_words", 64, 65536),
-            ("tile_entries", 16, 65536),
-            ("tap_entries", 16, 65536),
+            ("stream_words", 64, 32768),
+            ("tile_entries", 16, 32768),
+            ("tap_entries", 16, 32768),
             ("mask_entries", 16, 4096),
             ("channel_entries", 8, 4096),
-            ("instruction_words", 16, 65536),
+            ("instruction_words", 16, 32768),
             ("profile_entries", 8, 4096),
             ("bus_bits", 32, 128),
         ):
             power_of_two(name, low, high)
+        if self.lanes * self.activation_words > MAX_PIXELS:
+            raise GeometryError(
+                f"lanes * activation_words must be at most {MAX_PIXELS}, not {self.lanes * self.activation_words}"
+            )
         if self.columns < self.groups:
             raise GeometryError(f"columns must be at least groups ({self.groups}), not {self.columns}")
         if self.requantizers > self.groups:
@@ -102,9 +107,6 @@ class Geometry:
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
-
-    def with_(self, **changes: int) -> Geometry:
-        return replace(self, **changes)
 
     def __str__(self) -> str:
         return f"{self.lanes}x{self.columns}, {self.groups} groups"

@@ -36,12 +36,16 @@ REMEDY = "compile the model again with `sentei compile`"
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What reports say of a layer. MACs are counted for one picture; 8-bit operands count as their nibble passes."""
+    """What reports say of a layer, for one picture.
+
+    A MAC survives pruning if its slot is kept, that is, if any of the output channels that share the slot has a weight
+    there. 8-bit operands count as their nibble passes.
+    """
 
     name: str
     kind: str
     output: str  # tensor
-    macs: int  # of surviving weights
+    macs: int  # surviving
     dense_macs: int
     bound_cycles: float  # surviving MACs / array size
 
@@ -74,7 +78,8 @@ class Program:
 
     A device runs it like this: copy `data` to main memory; job at `prologue` with the load flag (moves weights on
     chip); then a job at `body` for each picture. A job at `trace` does the same as `body` and also stores every
-    layer's output; `trace_tensors` tells where.
+    layer's output; `trace_tensors` tells where. `runs` is the number of profile records of one picture: a layer whose
+    weights do not fit on chip at once takes several.
     """
 
     name: str
@@ -93,6 +98,7 @@ class Program:
     trace_tensors: tuple[TensorInfo, ...]
     trace_bytes: int
     layers: tuple[LayerInfo, ...]
+    runs: int
     classes: tuple[str, ...] = field(default=())
 
     @property

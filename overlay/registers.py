@@ -80,7 +80,7 @@ REGISTERS = _number(
                 "status",
                 ("busy", 1, "a job runs or waits"),
                 ("error", 3, "ErrorCode; the engine stands still until reset"),
-                ("queued", 4, "jobs that wait"),
+                ("queued", 4, "jobs in the queue, the running one included"),
                 ("loading", 1, "the DMA reads main memory"),
                 ("storing", 1, "the DMA writes main memory"),
                 ("groups_busy", 8, "a bit for each group that works"),
@@ -108,7 +108,7 @@ REGISTERS = _number(
         Register("write_address", "ro", "Bus address of the last write burst."),
         Register("watchdog", "rw", "Cycles that a job may take; 0 for no limit.", reset=1 << 28),
         Register("job_cycles", "ro", "Cycles from the start to the end of the last job."),
-        Register("profile_count", "ro", "Records in the profile: one for each layer run since it was cleared."),
+        Register("profile_count", "ro", "Records in the profile: one for each RUN since it was cleared."),
         Register("profile_index", "rw", "Record and word to look at: record * 8 + word."),
         Register("profile_data", "ro", "The word that profile_index names."),
     ]

@@ -5,6 +5,7 @@ Networks that do not fit the geometry are drawn again. The last tests use an eng
 for the weights, so that they are loaded for each picture while the layer before computes.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +25,7 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Memory, Opcode
 
-SMALL_STREAMS = PRESETS["8x8"].with_(stream_words=512)
+SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512)
 GEOMETRIES = {"8x8": PRESETS["8x8"], "32x32": PRESETS["32x32"], "streamed": SMALL_STREAMS}
 NETWORKS = {"8x8": 60, "32x32": 12}
 STREAMED = 12  # of each kind

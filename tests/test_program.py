@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def small_program(geometry=PRESETS["8x8"], data=bytes(16), **changes) -> Program
 SMALLEST = small_program()
 programs = st.builds(
     small_program,
-    geometry=st.sampled_from([*PRESETS.values(), PRESETS["8x8"].with_(stream_words=512, bus_bits=128)]),
+    geometry=st.sampled_from([*PRESETS.values(), replace(PRESETS["8x8"], stream_words=512, bus_bits=128)]),
     data=st.binary(min_size=16, max_size=200),
     name=st.text(max_size=20),
     prologue=count,

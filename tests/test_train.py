@@ -12,21 +12,25 @@ import pytest
 from sentei.host.train import data
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("brevitas")
 pytest.importorskip("qonnx")
 
+from brevitas.nn.quant_layer import QuantNonLinearActLayer  # noqa: E402
+
+from sentei.host import frontend, reference  # noqa: E402
 from sentei.host.train.evaluate import qonnx_logits, weight_densities  # noqa: E402
-from sentei.host.train.export import ExportError, export_qonnx, freeze  # noqa: E402
-from sentei.host.train.loop import CheckpointError, Images, Recipe, fit, to_input  # noqa: E402
+from sentei.host.train.export import ExportError, export, freeze, scale_of  # noqa: E402
+from sentei.host.train.loop import (  # noqa: E402
+    CheckpointError,
+    Images,
+    Recipe,
+    estimate_norms,
+    fit,
+    to_input,
+)
 from sentei.host.train.model import FashionNet  # noqa: E402
 from sentei.host.train.prune import PruneError, SlotPruner, cubic_density, largest_slots, slot_importance  # noqa: E402
-from sentei.host.train.quant import (  # noqa: E402
-    best_weight_scale,
-    calibrate,
-    estimate_norms,
-    fix_weight_scales,
-    quantize_weight,
-    set_quantized,
-)
+from sentei.host.train.quant import calibrate  # noqa: E402
 
 SEED = 20210822
 GROUP = 8
@@ -39,17 +43,27 @@ def random_images(count: int) -> Images:
     return Images(images, torch.arange(count) % 10)
 
 
+def activations(network) -> list[tuple[str, torch.nn.Module]]:
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, QuantNonLinearActLayer)]
+
+
 @pytest.fixture(scope="module")
 def trained():
     """A narrow network pruned to 1/9 in four quantized steps, frozen, and what the pruner said it kept."""
     torch.manual_seed(SEED)
-    network = FashionNet(channels=16)
+    network = FashionNet(channels=16).eval()
     images = random_images(64)
-    calibrate(network, to_input(images.images), fixed=frozenset([network.input]))
-    set_quantized(network, True)
+    calibrate(network, to_input(images.images))
     pruner = SlotPruner(network.prunable(), KEEP, GROUP)
-    fit(network, images, images, Recipe(epochs=1, learning_rate=0.05, batch=16), seed=SEED, name="tiny",
-        before_step=lambda progress: pruner.update(progress / 0.5))
+    fit(
+        network,
+        images,
+        images,
+        Recipe(epochs=1, learning_rate=0.05, batch=16),
+        seed=SEED,
+        name="tiny",
+        before_step=lambda progress: pruner.update(progress / 0.5),
+    )
     density = pruner.density()
     pruner.finish()
     freeze(network, network.residual_adds())
@@ -59,7 +73,7 @@ def trained():
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("train") / "tiny.onnx"
-    export_qonnx(trained[0], path, (1, 1, 28, 28))
+    export(trained[0], path, (1, 1, 28, 28))
     return path
 
 
@@ -119,25 +133,27 @@ def test_keep_must_be_a_fraction_of_the_slots():
 
 def test_weight_scales_are_powers_of_two_and_weights_fit_four_bits():
     torch.manual_seed(SEED)
-    weight = torch.randn(16, 4, 3, 3) * torch.logspace(-3, 2, 16).view(-1, 1, 1, 1)
-    scale = best_weight_scale(weight)
-    integers = quantize_weight(weight, scale) / scale
-    assert torch.equal(torch.log2(scale), torch.log2(scale).round())
+    layer = FashionNet(channels=16).conv2.conv
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn_like(layer.weight) * torch.logspace(-3, 2, 16).view(-1, 1, 1, 1))
+    quantized = layer.quant_weight()
+    integers = quantized.value / quantized.scale
+    assert quantized.scale.shape == (16, 1, 1, 1)
+    assert torch.equal(torch.log2(quantized.scale), torch.log2(quantized.scale).round())
     assert torch.equal(integers, integers.round())
+    assert integers.abs().amax((1, 2, 3)).min() >= 6
     assert integers.abs().max() <= 7
 
 
-def test_fixed_weight_scales_stay_in_training():
-    torch.manual_seed(SEED)
-    network = FashionNet(channels=16)
-    set_quantized(network, True)
-    network(to_input(random_images(4).images))
-    before = network.conv2.conv.weight_scale.clone()
-    fix_weight_scales(network)
-    with torch.no_grad():
-        network.conv2.conv.weight.mul_(4.0)
-    network(to_input(random_images(4).images))
-    assert torch.equal(network.conv2.conv.weight_scale, before)
+def test_activation_scales_stay_in_training():
+    network = FashionNet(channels=16).eval()
+    calibrate(network, to_input(random_images(64).images))
+    before = {name: module.act_quant.scale() for name, module in activations(network)}
+    images = random_images(32)
+    fit(network, images, images, Recipe(epochs=1, learning_rate=0.5, batch=16), seed=SEED, name="tiny")
+    assert before == {name: module.act_quant.scale() for name, module in activations(network)}
+    assert before.pop("input") == 2.0**-8
+    assert all(np.frexp(scale.item())[0] == 0.5 for scale in before.values()), before
 
 
 def test_estimated_norms_are_the_mean_over_the_batches():
@@ -152,18 +168,19 @@ def test_estimated_norms_are_the_mean_over_the_batches():
 def test_residual_constants_are_snapped(trained):
     network, _ = trained
     block = network.conv5
-    scale = (block.conv.weight_scale * network.conv4.act.scale).flatten().double()
+    scale = (block.conv.quant_weight().scale * scale_of(network.conv4.act)).flatten().double()
     m, b = block.norm.m.flatten().double(), block.norm.b.flatten().double()
-    ratio = 16 * network.conv3.act.scale.double() / (scale * m)
+    ratio = 16 * scale_of(network.conv3.act).double() / (scale * m)
     assert torch.allclose(ratio, ratio.round(), rtol=1e-6, atol=0)
     assert (ratio.round().abs() <= 32767).all()
     assert torch.allclose((b * 16 / (scale * m)) % 1.0, torch.tensor(0.25, dtype=torch.float64), atol=0.01)
 
 
 def test_a_residual_coarser_than_the_output_is_refused():
-    network = FashionNet(channels=16)
-    network.conv3.act.scale.fill_(0.5)
-    network.conv5.act.scale.fill_(0.25)
+    torch.manual_seed(SEED)
+    network = FashionNet(channels=16).eval()
+    torch.nn.init.constant_(network.conv3.norm.weight, 64.0)
+    calibrate(network, to_input(random_images(16).images))
     with pytest.raises(ExportError, match=r"must be at least the residual's, 0\.5, not 0\.25"):
         freeze(network, network.residual_adds())
 
@@ -173,6 +190,13 @@ def test_qonnx_execution_equals_the_torch_model(trained, exported):
     with torch.no_grad():
         expected = trained[0](inputs).numpy()
     np.testing.assert_array_equal(qonnx_logits(exported, inputs.numpy(), batch=4), expected)
+
+
+def test_the_exported_file_compiles_to_the_same_logits(exported):
+    images = random_images(8).images
+    network = frontend.load(exported)
+    logits = reference.predict(network, images.unsqueeze(1).numpy())
+    np.testing.assert_array_equal(logits, qonnx_logits(exported, to_input(images).numpy(), batch=4))
 
 
 def test_exported_weights_have_the_asked_density(exported):
@@ -187,16 +211,27 @@ def test_training_resumes_where_it_stopped(tmp_path):
 
     def train(checkpoint, *, stop: bool = False, resume: bool = False):
         torch.manual_seed(SEED)
-        network = FashionNet(channels=16)
+        network = FashionNet(channels=16).eval()
+        calibrate(network, to_input(images.images))
         calls = []
 
         def interrupt(progress):
             calls.append(progress)
             if stop and progress >= 0.5:
                 raise KeyboardInterrupt
+
         with contextlib.suppress(KeyboardInterrupt):
-            fit(network, images, images, recipe, seed=SEED, name="tiny", checkpoint=checkpoint, resume=resume,
-                before_step=interrupt)
+            fit(
+                network,
+                images,
+                images,
+                recipe,
+                seed=SEED,
+                name="tiny",
+                checkpoint=checkpoint,
+                resume=resume,
+                before_step=interrupt,
+            )
         return network, calls
 
     whole, _ = train(tmp_path / "whole.pt")
