@@ -1,7 +1,7 @@
 """Random layers on the Verilated engine, through the driver, against the integer reference: equal in every element.
 
 Kernels 1 to 7, strides 1 and 2, any padding, 1 to 70 channels, maps from 1x1 to 40x40, densities from 0 to 1 (aligned
-and unstructured), 2 to 8 bits, signed and unsigned, residuals, pools, global pools, fully connected; on four
+and unstructured), 2 to 8 bits, signed and unsigned, residuals, pools, global pools, fully connected; on five
 geometries, a third of them with random stalls on the memory bus. The seed is the test's number.
 """
 
@@ -19,8 +19,11 @@ from sentei.overlay.geometry import PRESETS, Geometry
 ODD = Geometry(
     lanes=16, columns=16, groups=1, requantizers=1, accumulator_bits=12, bus_bits=128, activation_words=16384
 )  # one group of wide stream words, accumulators that overflow unless sums are cut
-GEOMETRIES = {"8x8": PRESETS["8x8"], "16x16": PRESETS["16x16"], "32x32": PRESETS["32x32"], "odd": ODD}
-LAYERS = {"8x8": 100, "16x16": 100, "32x32": 100, "odd": 40}
+NARROW = Geometry(
+    lanes=4, columns=32, groups=8, requantizers=8, wide_bits=32, activation_words=32768
+)  # eight result buses that contend for two memory banks
+GEOMETRIES = {name: PRESETS[name] for name in ("8x8", "16x16", "32x32")} | {"odd": ODD, "narrow": NARROW}
+LAYERS = {"8x8": 100, "16x16": 100, "32x32": 100, "odd": 40, "narrow": 40}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def overlays(overlay_path):
 
     def get(name):
         if name not in opened:
-            opened[name] = SenteiOverlay(overlay_path(GEOMETRIES[name] if name == "odd" else name))
+            opened[name] = SenteiOverlay(overlay_path(name if name in PRESETS else GEOMETRIES[name]))
         return opened[name]
 
     yield get
