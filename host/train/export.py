@@ -71,8 +71,8 @@ def check_residual_scales(residual_adds: Iterable[ResidualAdd]) -> None:
     for add in residual_adds:
         if scale_of(add.block.act) < scale_of(add.residual):
             raise ExportError(
-                f"the scale behind a residual addition must be at least the residual's, {scale_of(add.residual).item()}, "
-                f"not {scale_of(add.block.act).item()}; set it so before the quantized training"
+                f"the scale behind a residual addition must be at least the residual's, "
+                f"{scale_of(add.residual).item()}, not {scale_of(add.block.act).item()}; set it so before the quantized training"
             )
 
 
@@ -113,7 +113,7 @@ def snap_residual(affine: Affine, accumulator_scale: Tensor, residual_scale: Ten
 
 
 def export(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:
-    """Write a frozen network as QONNX (opset 13, static shapes, weights behind their Quant nodes) for one input shape."""
+    """Write a frozen network as QONNX (opset 13, static shapes, weights behind Quant nodes) for one input shape."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
