@@ -71,8 +71,8 @@ def check_residual_scales(residual_adds: Iterable[ResidualAdd]) -> None:
     for add in residual_adds:
         if scale_of(add.block.act) < scale_of(add.residual):
             raise ExportError(
-                f"the scale behind a residual addition must be at least the residual's, "
-                f"{scale_of(add.residual).item()}, not {scale_of(add.block.act).item()}; set it so before the quantized training"
+                f"the scale behind a residual addition must be at least the residual's, {scale_of(add.residual).item()},"
+                f" not {scale_of(add.block.act).item()}; set it so before the quantized training"
             )
 
 
