@@ -69,10 +69,11 @@ def scale_of(activation: QuantReLU) -> Tensor:
 def check_residual_scales(residual_adds: Iterable[ResidualAdd]) -> None:
     """Refuse activation scales, final after calibration, that snap_residual cannot work with."""
     for add in residual_adds:
-        if scale_of(add.block.act) < scale_of(add.residual):
+        behind, residual = scale_of(add.block.act), scale_of(add.residual)
+        if behind < residual:
             raise ExportError(
-                f"the scale behind a residual addition must be at least the residual's, {scale_of(add.residual).item()},"
-                f" not {scale_of(add.block.act).item()}; set it so before the quantized training"
+                f"the scale behind a residual addition must be at least the residual's, {residual.item()}, "
+                f"not {behind.item()}; set it so before the quantized training"
             )
 
 
