@@ -77,6 +77,7 @@ def small_program(geometry=PRESETS["8x8"], data=bytes(16), **changes) -> Program
         output_offset=(0.0, 0.0),
         trace_tensors=(),
         trace_bytes=0,
+        runs=1,
         layers=(),
     )
     return Program(**(values | changes))
