@@ -29,8 +29,9 @@ setup-train: $(VENV)/.installed-train ## add the training packages (PyTorch)
 demo: setup ## classify pictures on the simulated SoC; result in build/demo
 	$(VENV)/bin/sentei demo
 
-test: setup ## check the style and run every test
+test: setup ## check style and types, and run every test (those of the training code: test-train)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -rs
 
 test-train: setup-train ## run the training tests, which need PyTorch
