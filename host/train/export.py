@@ -73,7 +73,7 @@ def check_residual_scales(residual_adds: Iterable[ResidualAdd]) -> None:
         if behind < residual:
             raise ExportError(
                 f"the scale behind a residual addition must be at least the residual's, {residual.item()}, "
-                f"not {behind.item()}; set it so before the quantized training"
+                f"not {behind.item()}; calibrate with more images, or train the float network with another seed"
             )
 
 

@@ -4,16 +4,18 @@
     python -m sentei.host.train.fashion_mnist --keep 1/9 --out models/fmnist-ninth.onnx
 
 Three stages: a float model; 4-bit training from it, distilled from it, during which the kernel elements of every
-convolution but the first fall to the kept fraction; and a last one in which the weights settle on fixed scales.
-The float model depends on the seed and the number of float epochs alone; with ``--resume`` it is reused.
-Beside the QONNX file stands its model card (``.json``), whose accuracy is that of executing the exported graph
-with qonnx on all test images.
+convolution but the first fall to the kept fraction; and a last one at a lower learning rate on images that are not
+moved.  The float model depends on the seed and the number of float epochs alone: ``--float-only`` ends with it,
+``--float-stage build/train/float.pt`` begins from it.  Beside the QONNX file stands its model card (``.json``), whose
+accuracy is that of executing the exported graph with qonnx on all test images.
+
+On a CPU, set OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 MALLOC_MMAP_THRESHOLD_=1073741824
+MALLOC_TRIM_THRESHOLD_=4294967296: threads that do not spin, and activations that are not mapped anew at each step.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import shlex
@@ -27,11 +29,11 @@ import torch
 
 from sentei.host.train import data
 from sentei.host.train.evaluate import qonnx_logits, weight_densities
-from sentei.host.train.export import export_qonnx, freeze
-from sentei.host.train.loop import Images, Recipe, accuracy, fit, to_input
+from sentei.host.train.export import check_residual_scales, export, freeze
+from sentei.host.train.loop import Images, Recipe, accuracy, estimate_norms, fit, to_input
 from sentei.host.train.model import FashionNet
 from sentei.host.train.prune import SlotPruner
-from sentei.host.train.quant import calibrate, estimate_norms, fix_weight_scales, set_quantized
+from sentei.host.train.quant import calibrate
 
 FLOAT_LEARNING_RATE = 0.1
 QUANTIZED_LEARNING_RATE = 0.05
@@ -40,13 +42,13 @@ DISTILLATION = 0.5
 PRUNING_END = 0.6  # share of the quantized stage after which the masks are frozen
 CALIBRATION_IMAGES = 1000
 NORM_IMAGES = 20_000
-PACKAGES = ("torch", "numpy", "onnx", "qonnx", "onnxruntime")
+PACKAGES = ("torch", "brevitas", "numpy", "onnx", "qonnx", "onnxruntime")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sentei.host.train.fashion_mnist", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="QONNX file to write; its model card gets .json")
+    parser.add_argument("--out", type=Path, help="QONNX file to write; its model card gets .json")
     parser.add_argument("--keep", type=Fraction, default=Fraction(1), help="kept fraction of kernel elements, as 1/9")
     parser.add_argument("--group", type=int, default=8, help="output channels that share their kept elements")
     parser.add_argument("--float-epochs", type=int, default=10, help="epochs of the float stage")
@@ -57,7 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of the IDX files (default: where Debian installs them)")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="folder for checkpoints")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --work")
+    parser.add_argument("--float-only", action="store_true", help="end after the float stage, in --work/float.pt")
+    parser.add_argument("--float-stage", type=Path, help="checkpoint of a finished float stage to begin from")
     options = parser.parse_args(arguments)
+    if options.out is None and not options.float_only:
+        parser.error("--out must name the QONNX file to write, unless --float-only")
+    if options.float_stage and not options.float_stage.exists():
+        parser.error(f"--float-stage must be a checkpoint, but {options.float_stage} does not exist: use --float-only")
 
     torch.manual_seed(options.seed)
     torch.use_deterministic_algorithms(True)
@@ -66,16 +74,21 @@ def main(arguments: list[str] | None = None) -> None:
 
     float_settings = {"seed": options.seed, "train_images": len(train), "float_epochs": options.float_epochs}
     settings = float_settings | {"epochs": options.epochs, "keep": str(options.keep), "group": options.group}
-    network = FashionNet().to(memory_format=torch.channels_last)
+    teacher = FashionNet(quantized=False).to(memory_format=torch.channels_last)
     float_seconds = fit(
-        network, train, test, Recipe(options.float_epochs, FLOAT_LEARNING_RATE), seed=options.seed, name="float",
-        checkpoint=options.work / "float.pt", settings=float_settings, resume=options.resume,
+        teacher, train, test, Recipe(options.float_epochs, FLOAT_LEARNING_RATE), seed=options.seed, name="float",
+        checkpoint=options.float_stage or options.work / "float.pt", settings=float_settings,
+        resume=options.resume or options.float_stage is not None,
     )
-    float_accuracy = accuracy(network, test)
-    teacher = copy.deepcopy(network).eval()
+    float_accuracy = accuracy(teacher, test)
+    if options.float_only:
+        return
 
-    calibrate(network, to_input(train.images[:CALIBRATION_IMAGES]), fixed=frozenset([network.input]))
-    set_quantized(network, True)
+    network = FashionNet().to(memory_format=torch.channels_last)
+    network.load_state_dict(teacher.state_dict(), strict=False)  # what is missing are the scales
+    network.eval()
+    calibrate(network, to_input(train.images[:CALIBRATION_IMAGES]))
+    check_residual_scales(network.residual_adds())
     pruner = SlotPruner(network.prunable(), options.keep, options.group)
     quantized_seconds = fit(
         network, train, test, Recipe(options.epochs, QUANTIZED_LEARNING_RATE, distillation=DISTILLATION),
@@ -83,7 +96,6 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint=options.work / f"{options.out.stem}.pt", settings=settings, resume=options.resume,
         before_step=lambda progress: pruner.update(progress / PRUNING_END),
     )
-    fix_weight_scales(network)
     settling_seconds = fit(
         network, train, test,
         Recipe(options.settling_epochs, SETTLING_LEARNING_RATE, distillation=DISTILLATION, max_shift=0),
@@ -95,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     kept_slots = pruner.density()
     pruner.finish()
     freeze(network, network.residual_adds())
-    export_qonnx(network, options.out, (1, 1, 28, 28))
+    export(network, options.out, (1, 1, 28, 28))
 
     start = time.monotonic()
     inputs = to_input(test.images)
@@ -108,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         "command": shlex.join(["python", "-m", "sentei.host.train.fashion_mnist",
                                *(sys.argv[1:] if arguments is None else arguments)]),
         "data": "Fashion-MNIST (MIT), 60,000 training and 10,000 test images",
+        "classes": list(data.CLASSES),
         **settings,
         "settling_epochs": options.settling_epochs,
         "wall_seconds": {"float": round(float_seconds), "quantized": round(quantized_seconds),
