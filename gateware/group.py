@@ -38,13 +38,13 @@ ARRAY_DELAY = PIXEL_DELAY + Aligner.LATENCY  # issue to the array's input
 DRAIN_DELAY = ARRAY_DELAY + MacColumn.LATENCY  # issue to column 0's finished sums
 DRAIN_QUEUE_DEPTH = 16  # at least DRAIN_DELAY + 1: a pass may end every cycle
 assert DRAIN_QUEUE_DEPTH > DRAIN_DELAY
+TRIGGER_LEAD = 2  # cycles by which the requantizer learns of finished sums before they are there
 
 # What the requantizer needs to empty a group's columns: the header's fields, and where the tile's results go.
 DRAIN = Layout(
     "drain",
     ("channel", HEADER0["channel"].width),
     ("columns", HEADER0["columns"].width),
-    ("shift", HEADER0["shift"].width),
     ("use_residual", 1),
     ("reduce", 1),
     ("wide", 1),
@@ -91,9 +91,10 @@ class Table(Module):
 class DrainPort:
     """Between a group and its requantizer.
 
-    `request` with `columns`, `join` and `wide` asks for the result bus; the step is issued in the cycle of `grant`.
-    `hold` stops the group while a wide result is emptied. DRAIN_DELAY cycles after the grant `trigger` rises for one
-    cycle; then `parameters` and `sums[0]` are valid, and sums[c] is valid c cycles later.
+    `request` with `columns`, `join`, `wide` and `reduce` asks for the result bus; the step is issued in the cycle of
+    `grant`. `hold` stops the group while a wide result is emptied. DRAIN_DELAY cycles after the grant `sums[0]` and
+    `maxima` are valid, and sums[c] is valid c cycles later. TRIGGER_LEAD cycles before, `trigger` rises for one cycle,
+    in which `parameters` are valid.
     """
 
     def __init__(self, array: GroupArray):
@@ -103,6 +104,7 @@ class DrainPort:
         self.columns = Signal(HEADER0["columns"].width)
         self.join = Signal()
         self.wide = Signal()
+        self.reduce = Signal()
         self.trigger = Signal()
         self.parameters = Signal(DRAIN.width)
         self.sums = array.columns
@@ -227,6 +229,7 @@ class Group(Module):
             self.drain.columns.eq(job.columns),
             self.drain.join.eq(here.join),
             self.drain.wide.eq(job.wide),
+            self.drain.reduce.eq(job.reduce),
             stall.eq(is_step & (self.drain.hold | (ends & ~self.drain.grant))),
             issue.eq(is_step & ~stall),
             advance.eq(~stall),
@@ -247,7 +250,6 @@ class Group(Module):
         parameters = dict(
             channel=job.channel,
             columns=job.columns,
-            shift=job.shift,
             use_residual=job.residual,
             reduce=job.reduce,
             wide=job.wide,
@@ -263,7 +265,7 @@ class Group(Module):
             signal = Signal(DRAIN[name].width, name=f"drain_{name}")
             self.comb += [signal.eq(value), queue.din[DRAIN[name].offset : DRAIN[name].offset + len(signal)].eq(signal)]
         self.sync += If(issue & ends, accumulate.eq(here.join))
-        trigger = delay_valid(self, issue & ends, DRAIN_DELAY)
+        trigger = delay_valid(self, issue & ends, DRAIN_DELAY - TRIGGER_LEAD)
         self.comb += [
             queue.we.eq(issue & ends),
             queue.re.eq(trigger),

@@ -1,33 +1,40 @@
 """Requantizer: empties columns, joins passes, adds residuals, and turns sums into 4-bit outputs, exactly.
 
-    cycle  0         1            3                4 .. 7            8
-    sums --> select --> + partial --> << shift, --> 15 thresholds, --> write queue
-                          |  ^        + gain * r    by bisection
-                          |  |           ^             ^
-                    partial memory   residual word   channel table
-                    (join: stop here)      (reduce: sum of all lanes before cycle 3, log2(lanes) cycles more)
+                         residual word
+                               v
+    columns' sums --> [lanes: OR, threshold - sum, search, + residual, clamp] --> write queue
+                        ^  |            ^
+                   partial memory   channel table
 
-One column (a vector of `lanes` sums) a cycle. out = (number of thresholds <= u) ^ flip, where u is
+One column (a vector of `lanes` sums) a cycle; gateware/lanes.py says how and in which cycle. This module says when:
 
-    v = accumulator + (partial << 4 or 0)          joined passes
-    u = (v << shift) + gain * residual_nibble
+    cycle -2   `trigger` of a group's drain; its parameters
+          -1   begin: addresses
+           0   first column's turn; the others follow. Their partials, entries and residuals are addressed accordingly
+          10   first result enters the write queue
 
-A *wide* drain hands v out whole, one nibble plane a cycle, lowest first; its group stands still meanwhile.
 The result bus is granted to one group at a time, for as many cycles as it has columns, and only if the write queue
 has room for all of them: so nothing behind the grant ever waits.
+
+A joined sum needs one drain for each of its passes. Passes that are joined by a nibble begin a new *level*; each level
+has channel entries of its own, `columns` behind those of the level before.
+
+A *wide* drain hands the value out whole, inverted, as planes of nibbles, highest first. All columns' top nibbles are
+written, then their values come back from the partial memory 16 times as large, and so on; the group stands still.
+To sum all lanes, `reduce` sends the columns through a tree of adders first; everything else happens as much later.
 """
 
 from migen import *
-from migen.genlib.fifo import SyncFIFO
+from migen.genlib.fifo import SyncFIFOBuffered
 
 from sentei.gateware.activation_memory import ActivationPort
-from sentei.gateware.common import delay, delay_valid, fields_of, nibble
-from sentei.gateware.group import DRAIN, TABLE_LATENCY, Table
-from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
-from sentei.overlay.instructions import NIBBLE_SHIFT, THRESHOLDS, channel_layout
+from sentei.gateware.common import delay, delay_valid, fields_of
+from sentei.gateware.group import DRAIN, TABLE_LATENCY, TRIGGER_LEAD, Table
+from sentei.gateware.lanes import LATENCY, RESIDUAL, SUM, VALUE, Lanes
+from sentei.overlay.geometry import Geometry
+from sentei.overlay.instructions import channel_layout
 
-SUM_STAGE = 2  # cycles from trigger to v
-JOIN_CYCLES = 3  # from reading a partial until its successor can be read
+JOIN_CYCLES = VALUE + 1  # from reading a partial until its successor can be read
 
 
 class Requantizer(Module):
@@ -35,13 +42,16 @@ class Requantizer(Module):
 
     `writer` is its source of the activation memory; `residual_port` its reader, where it wants `residual_word` in the
     cycles in which `residual_busy` is 1. `channels` is the table that the loader writes. `busy` falls when all results
-    are written.
+    are written. `lanes` is the class of its datapath, `Lanes` or a vendor's form of it.
     """
 
-    def __init__(self, geometry: Geometry, drains, residual_port, writer):
-        lanes, wide = geometry.lanes, geometry.wide_bits
+    def __init__(self, geometry: Geometry, drains, residual_port, writer, lanes=Lanes):
         channel = channel_layout(geometry)
+        columns = geometry.group_columns
         self.submodules.channels = Table(channel.width, geometry.channel_entries)
+        self.submodules.lanes = lanes = lanes(
+            geometry, [*(sums for drain in drains for sums in drain.sums), *(drain.maxima for drain in drains)]
+        )
         self.residual_word = Signal.like(residual_port.word)
         self.residual_busy = Signal()
         self.busy = Signal()
@@ -49,254 +59,187 @@ class Requantizer(Module):
         # # #
 
         # Result bus: who may end a pass.
-        queue_depth = max(32, 2 * geometry.group_columns)
+        count_bits = bits_for(columns)
+        queue_depth = max(64, 2 * columns)  # so many that synthesis takes a block RAM
         credits = Signal(max=queue_depth + 1, reset=queue_depth)
         take = Signal.like(credits)
         give = Signal()
         self.sync += credits.eq(credits - take + give)
-        occupied = Signal(max=128)
+        occupied = Signal(max=max(columns, JOIN_CYCLES) + 1)  # cycles, this one included
+        settling = Signal(max=lanes.reduce_delay + 1)  # cycles that a sum of lanes takes on top
+        free = Signal()
         locked = Signal()  # a wide drain is on its way
         unlock = Signal()
-        wide_take = Signal()
-        self.comb += take.eq(wide_take)
         granted = C(0)
         statements = []
+        self.comb += free.eq((occupied[1:] == 0) & (settling == 0) & ~locked)
         for drain in drains:
-            enough = Signal()
+            wanted = drain.columns[:count_bits]
             self.comb += [
-                enough.eq(drain.join | drain.wide | (credits >= drain.columns)),
                 drain.hold.eq(locked),
-                drain.grant.eq(drain.request & enough & (occupied == 0) & ~locked & ~granted),
+                drain.grant.eq(drain.request & free & (drain.join | (credits >= wanted)) & ~granted),
+                If(drain.grant & ~drain.join, take.eq(wanted)),
             ]
-            statements += [
+            short = drain.join & (wanted < JOIN_CYCLES)
+            statements.append(
                 If(
                     drain.grant,
-                    occupied.eq(Mux(drain.join & (drain.columns < JOIN_CYCLES), JOIN_CYCLES, drain.columns) - 1),
+                    occupied.eq(Mux(short, JOIN_CYCLES, wanted)),
                     locked.eq(drain.wide & ~drain.join),
+                    If(drain.reduce, settling.eq(lanes.reduce_delay)),
                 )
-            ]
-            self.comb += If(drain.grant & ~drain.join & ~drain.wide, take.eq(drain.columns))
+            )
             granted = granted | drain.grant
-        self.sync += [If(occupied != 0, occupied.eq(occupied - 1)), If(unlock, locked.eq(0)), *statements]
+        self.sync += [
+            If(occupied != 0, occupied.eq(occupied - 1)).Elif(settling != 0, settling.eq(settling - 1)),
+            If(unlock, locked.eq(0)),
+            *statements,
+        ]
 
-        # Cycle 0: which column, and its addresses.
-        trigger = Signal()
-        held = Signal(DRAIN.width, reset_less=True)
-        current = Signal(DRAIN.width)
+        # Cycle -2: parameters.
+        assert TRIGGER_LEAD == 2
+        triggers = Signal(len(drains))
+        self.comb += triggers.eq(Cat(*[drain.trigger for drain in drains]))
+        offered = Signal(DRAIN.width)
         owner = Signal(max=max(2, len(drains)))
-        owner_held = Signal.like(owner)
-        running = Signal()
-        active = Signal()
-        column = Signal(max=geometry.group_columns + 1)
-        column_held = Signal.like(column)
-        piece = Signal(max=max(2, geometry.wide_nibbles))  # nibble plane of a wide result
-        self.comb += [
-            trigger.eq(Cat(*[drain.trigger for drain in drains]) != 0),
-            owner.eq(owner_held),
-            current.eq(held),
-            column.eq(column_held),
-        ]
         for index, drain in enumerate(drains):
-            self.comb += If(drain.trigger, owner.eq(index), current.eq(drain.parameters), column.eq(0))
-        now, statements = fields_of(DRAIN, current)
+            self.comb += If(drain.trigger, offered.eq(drain.parameters), owner.eq(index))
+        held = Signal(DRAIN.width, reset_less=True)
+        held_owner = Signal.like(owner)
+        self.sync += If(triggers != 0, held.eq(offered), held_owner.eq(owner))
+        coming, statements = fields_of(DRAIN, held)
         self.comb += statements
-        give_out = now.wide & ~now.join
-        wait = Signal()  # a wide piece waits for room in the write queue
-        last_piece = Signal()
+
+        # Cycle -1, and later for the other columns: whose turn is next.
+        started = Signal(len(drains))
+        self.sync += started.eq(triggers)
+        begins = Signal()
+        left = Signal(count_bits)  # turns, this one included
+        more = Signal()
+        self.comb += [begins.eq(started != 0), more.eq(left[1:] != 0)]
+        self.sync += If(begins, left.eq(coming.columns)).Elif(left != 0, left.eq(left - 1))
+        turns = []
+        for index in range(len(drains)):
+            turn = started[index] & ~coming.maximum
+            for _ in range(columns):
+                idle = Signal(reset=1)
+                self.sync += idle.eq(~turn)
+                turns.append(idle)
+                turn = ~idle & more
+        for index in range(len(drains)):
+            idle = Signal(reset=1)
+            self.sync += idle.eq(~(started[index] & coming.maximum))
+            turns.append(idle)
         self.comb += [
-            wait.eq(give_out & (credits == 0)),
-            active.eq((trigger | running) & ~wait),
-            last_piece.eq(~give_out | (piece == geometry.wide_nibbles - 1)),
-            wide_take.eq(active & give_out),
+            lanes.idle.eq(Cat(*turns)),
+            lanes.sum_lanes.eq(delay_valid(self, (left != 0) & coming.reduce, SUM)),
         ]
-        output = Signal.like(now.output)
-        residual = Signal.like(now.residual)
-        output_held, residual_held = Signal.like(output), Signal.like(residual)
+
+        # Cycle -1, or for sums of lanes so much later that they come in cycle 0: the drain begins.
+        begin = Signal()
+        self.comb += begin.eq(
+            begins & ~coming.reduce | delay_valid(self, begins & coming.reduce, lanes.reduce_delay)
+        )
+        parameters = Signal(DRAIN.width, reset_less=True)
+        now, statements = fields_of(DRAIN, parameters)
+        self.comb += statements
+        self.sync += If(begin, parameters.eq(held))
+        wide = Signal()
+        active = Signal()
+        column = Signal(max=max(2, columns))
+        remaining = Signal(count_bits)  # columns, this one included
+        spacing = Signal(max=JOIN_CYCLES)
+        piece = Signal(max=geometry.wide_nibbles)  # nibble plane of a wide result
+        waiting = Signal()  # for room for the next piece
+        resume = Signal()
+        last_column = Signal()
         self.comb += [
-            output.eq(Mux(trigger, now.output, output_held)),
-            residual.eq(Mux(trigger, now.residual, residual_held)),
-            unlock.eq(active & give_out & last_piece & (column == now.columns - 1)),
+            wide.eq(now.wide & ~now.join),
+            last_column.eq(active & (remaining == 1)),
+            resume.eq(waiting & (spacing == 0) & (credits >= now.columns[:count_bits])),
+            If(resume, take.eq(now.columns[:count_bits])),
+            unlock.eq(last_column & wide & (piece == geometry.wide_nibbles - 1)),
         ]
         self.sync += [
-            If(trigger, held.eq(current), owner_held.eq(owner), running.eq(1)),
-            If(trigger & wait, output_held.eq(output), residual_held.eq(residual), column_held.eq(0)),
+            If(active, column.eq(column + 1), remaining.eq(remaining - 1)),
+            If(last_column, active.eq(0), waiting.eq(wide & ~unlock)),
+            If(spacing != 0, spacing.eq(spacing - 1)),
+            If(resume, waiting.eq(0), piece.eq(piece + 1)),
+            If(begin, piece.eq(0)),
             If(
-                active,
-                output_held.eq(output + now.stride),
-                If(
-                    last_piece,
-                    piece.eq(0),
-                    residual_held.eq(residual + now.stride),
-                    column_held.eq(column + 1),
-                    running.eq(column != now.columns - 1),
-                ).Else(
-                    piece.eq(piece + 1),
-                    residual_held.eq(residual),
-                    column_held.eq(column),
-                ),
+                begin | resume,
+                active.eq(1),
+                column.eq(0),
+                remaining.eq(Mux(begin, coming.columns, now.columns)),
+                spacing.eq(JOIN_CYCLES - 1),
             ),
         ]
 
-        # Cycle 1: the column's sums and its partial.
-        bits = geometry.accumulator_bits
-        selected = Signal(bits * lanes, reset_less=True)
-        cases = {}
-        for index, drain in enumerate(drains):
-            for number, sums in enumerate(drain.sums):
-                cases[index * geometry.group_columns + number] = selected.eq(sums)
-        choice = Signal(max=max(2, len(cases)))
-        self.comb += choice.eq(owner * geometry.group_columns + column)
-        maxima = {
-            index: [selected[bits * lane : bits * (lane + 1)].eq(nibble(drain.maxima, lane)) for lane in range(lanes)]
-            for index, drain in enumerate(drains)
-        }
-        self.sync += If(active, If(now.maximum, Case(owner, maxima)).Else(Case(choice, cases)))
-        partials = Memory(wide * lanes, max(2, len(cases)))
+        # Addresses of the column in its cycle 0.
+        width = len(writer.word)
+        output, residual = Signal(width), Signal(width)
+        number = Signal(max=geometry.channel_entries)
+        now_owner = Signal.like(owner)
+        level, offset = Signal.like(number), Signal.like(number)
+        offsets = [Signal.like(number) for _ in drains]  # of the entries of each group's level
+        for index, own in enumerate(offsets):
+            self.comb += If(held_owner == index, offset.eq(own))
+            self.sync += If(begin & (held_owner == index), If(coming.join, own.eq(level)).Else(own.eq(0)))
+        self.comb += level.eq(offset + Mux(coming.nibble, coming.columns[:count_bits], 0))
+        self.sync += [
+            If(
+                begin,
+                now_owner.eq(held_owner),
+                number.eq(coming.channel + level),
+                output.eq(coming.output),
+                residual.eq(coming.residual),
+            ).Else(
+                number.eq(number + (active & ~wide)),
+                If(active | resume, output.eq(output + Mux(resume, now.residual, now.stride))),
+                If(active, residual.eq(residual + now.stride)),
+            ),
+        ]
+        partial = Signal(len(column) + (len(owner) if len(drains) > 1 else 0))
+        self.comb += partial.eq(Cat(column, now_owner))
+
+        # From cycle 0 on: each column's partial, entry, residual and result.
+        emit, repeats = Signal(), Signal()
+        entry, statements = fields_of(channel, self.channels.data)
+        self.comb += [
+            *statements,
+            emit.eq(active & ~now.join),
+            repeats.eq(piece != 0),
+            self.channels.address.eq(number),
+            lanes.join.eq(delay(self, now.accumulate | repeats, 1)),
+            lanes.by_nibble.eq(delay(self, now.nibble | repeats, 1)),
+            lanes.wide.eq(delay(self, wide, SUM)),
+            *[getattr(lanes, name).eq(getattr(entry, name)) for name in channel.fields],
+            self.residual_word.eq(delay(self, residual, RESIDUAL - ActivationPort.LATENCY)),
+            self.residual_busy.eq(delay_valid(self, active & now.use_residual, RESIDUAL - ActivationPort.LATENCY)),
+            lanes.residuals.eq(residual_port.low),
+            lanes.use_residual.eq(delay(self, now.use_residual, RESIDUAL)),
+        ]
+        assert SUM == TABLE_LATENCY
+        partials = Memory(geometry.wide_bits * geometry.lanes, max(2, len(drains) * columns))
         partial_read = partials.get_port(mode=READ_FIRST)
         partial_write = partials.get_port(write_capable=True, mode=READ_FIRST)
         self.specials += partials, partial_read, partial_write
-        self.comb += partial_read.adr.eq(choice)
-
-        # Cycle 2: v.
-        accumulate = delay(self, now.accumulate, 1)
-        by_nibble = delay(self, now.nibble, 1)
-        joined = []
-        values = []
-        for lane in range(lanes):
-            part = Signal((wide, True))
-            total = Signal((bits, True))
-            value = Signal((wide, True), reset_less=True)
-            self.comb += [
-                part.eq(partial_read.dat_r[wide * lane : wide * (lane + 1)]),
-                total.eq(selected[bits * lane : bits * (lane + 1)]),
-            ]
-            joined.append(
-                If(
-                    accumulate, If(by_nibble, value.eq(total + (part << NIBBLE_SHIFT))).Else(value.eq(total + part))
-                ).Else(value.eq(total))
-            )
-            values.append(value)
-        self.sync += If(delay_valid(self, active, 1), *joined)
         self.comb += [
-            partial_write.adr.eq(delay(self, choice, SUM_STAGE)),
-            partial_write.we.eq(delay_valid(self, active & now.join, SUM_STAGE)),
-            partial_write.dat_w.eq(Cat(*values)),
+            partial_read.adr.eq(partial),
+            lanes.partials.eq(partial_read.dat_r),
+            partial_write.adr.eq(delay(self, partial, VALUE)),
+            partial_write.we.eq(delay_valid(self, active & (now.join | now.wide), VALUE)),
+            partial_write.dat_w.eq(lanes.values),
         ]
 
-        # Sum of all lanes, for global pooling: a tree of log2(lanes) registered stages, joining again at cycle 3.
-        tree = values
-        while len(tree) > 1:
-            sums = []
-            for left, right in zip(tree[0::2], tree[1::2], strict=True):
-                total = Signal((wide, True), reset_less=True)
-                self.sync += total.eq(left + right)
-                sums.append(total)
-            tree = sums
-        tree_delay = log2_int(lanes)
-
-        # The channel's entry and the residual word arrive when their sums do.
-        emit = Signal()
-        self.comb += emit.eq(active & ~now.join)
-        reduced = delay_valid(self, emit & now.reduce, tree_delay)
-        number = Signal(max=geometry.channel_entries)
-        self.comb += number.eq(now.channel + column)
-        number_reduced = delay(self, number, tree_delay)
-        self.comb += self.channels.address.eq(Mux(reduced, number_reduced, number))
-        entry, statements = fields_of(channel, self.channels.data)
-        self.comb += statements
-        assert SUM_STAGE == TABLE_LATENCY
+        word = delay(self, output, LATENCY)
+        self.submodules.queue = queue = SyncFIFOBuffered(len(word) + len(writer.data), queue_depth)
         self.comb += [
-            self.residual_word.eq(residual),
-            self.residual_busy.eq(active & now.use_residual),
-        ]
-
-        # The residual port is one cycle slower than the channel table: sums and entry wait for it.
-        late = ActivationPort.LATENCY - SUM_STAGE
-        at_u = SUM_STAGE + late
-        is_reduced = delay_valid(self, reduced, at_u)
-        valid_u = Signal()
-        self.comb += valid_u.eq(delay_valid(self, emit & ~now.reduce, at_u) | is_reduced)
-
-        def when(signal):
-            """`signal` of cycle 0, when its u is computed."""
-            direct = delay(self, signal, at_u)
-            then = Signal.like(direct)
-            self.comb += then.eq(Mux(is_reduced, delay(self, direct, tree_delay), direct))
-            return then
-
-        shift = when(now.shift)
-        use_residual = when(now.use_residual)
-        word = when(output)
-        handed_out = when(now.wide)
-        which = when(piece)
-        gain = delay(self, entry.gain, late)
-        flip = delay(self, entry.flip, late)
-        thresholds = [delay(self, getattr(entry, f"threshold{k}"), late) for k in range(THRESHOLDS)]
-        late_values = [delay(self, value, late) for value in values]
-        late_sum = delay(self, tree[0], late)
-
-        # Cycle 3 (+ late): u.
-        us = []
-        scaled = []
-        for lane in range(lanes):
-            value = Signal((wide, True))
-            u = Signal((wide, True), reset_less=True)
-            piece_value = Signal(ACTIVATION_BITS)
-            residual_value = Signal(ACTIVATION_BITS)
-            self.comb += [
-                value.eq(Mux(is_reduced, late_sum if lane == 0 else 0, late_values[lane])),
-                residual_value.eq(nibble(residual_port.low, lane)),
-                Case(which, {k: piece_value.eq(value[4 * k : 4 * k + 4]) for k in range(geometry.wide_nibbles)}),
-            ]
-            scaled.append(
-                If(handed_out, u.eq(piece_value))
-                .Elif(use_residual, u.eq((value << shift) + gain * residual_value))
-                .Else(u.eq(value))
-            )
-            us.append(u)
-        self.sync += If(valid_u, *scaled)
-
-        # Cycles 4 to 7 (+ late): bisection; stage s decides bit 3 - s of the count.
-        valid = delay_valid(self, valid_u, 1)
-        thresholds = [delay(self, threshold, 1) for threshold in thresholds]
-        counts = [[] for _ in range(lanes)]  # decided bits, lowest first
-        for bit in reversed(range(ACTIVATION_BITS)):
-            next_us, next_counts, decide = [], [], []
-            for lane in range(lanes):
-                u = Signal((wide, True), reset_less=True)
-                known = len(counts[lane])
-                count = Signal(known + 1, reset_less=True)
-                # The count so far, followed by a one and zeros, is the number of the threshold to compare with.
-                bound = Signal((wide, True))
-                options = {prefix: bound.eq(thresholds[((prefix << 1 | 1) << bit) - 1]) for prefix in range(1 << known)}
-                self.comb += Case(counts[lane], options) if known else options[0]
-                decide += [u.eq(us[lane]), count.eq(Cat(us[lane] >= bound, counts[lane]))]
-                next_us.append(u)
-                next_counts.append(count)
-            self.sync += If(valid, *decide)
-            us, counts = next_us, next_counts
-            valid = delay_valid(self, valid, 1)
-            thresholds = [delay(self, threshold, 1) for threshold in thresholds]
-        stages = 1 + ACTIVATION_BITS
-        flip = delay(self, flip, stages)
-        word = delay(self, word, stages)
-        handed_out = delay(self, handed_out, stages)
-
-        self.submodules.queue = queue = SyncFIFO(len(writer.word) + len(writer.data), queue_depth)
-        results = [Signal(ACTIVATION_BITS) for _ in range(lanes)]
-        self.comb += [
-            If(handed_out, result.eq(u)).Else(result.eq(count ^ flip))
-            for result, u, count in zip(results, us, counts, strict=True)
-        ]
-        address = Signal.like(writer.word)
-        self.comb += [
-            address.eq(word),
-            queue.we.eq(valid),
-            queue.din.eq(Cat(address, *results)),
+            queue.we.eq(delay_valid(self, emit, LATENCY)),
+            queue.din.eq(Cat(word, lanes.nibbles)),
             writer.valid.eq(queue.readable),
-            writer.word.eq(queue.dout[: len(writer.word)]),
-            writer.data.eq(queue.dout[len(writer.word) :]),
+            Cat(writer.word, writer.data).eq(queue.dout),
             queue.re.eq(writer.ready),
             give.eq(writer.valid & writer.ready),
+            self.busy.eq((credits != queue_depth) | locked),
         ]
-        self.comb += self.busy.eq((credits != queue_depth) | locked)

@@ -31,7 +31,8 @@ class Geometry:
     groups: int = 4
     requantizers: int = 2
     accumulator_bits: int = 16  # in the array
-    wide_bits: int = 24  # after the array: partial sums, thresholds, logits
+    wide_bits: int = 24  # after the array: joined sums, thresholds, logits
+    search_bits: int = 23  # of the search among thresholds, which lie up to 2^(search_bits - 4) apart
     activation_words: int = 8192
     stream_words: int = 8192  # per group: job headers and steps
     tile_entries: int = 512
@@ -74,6 +75,8 @@ class Geometry:
             raise GeometryError(f"requantizers must be at most groups ({self.groups}), not {self.requantizers}")
         if not 12 <= self.accumulator_bits <= self.wide_bits:
             raise GeometryError(f"accumulator_bits must be 12 to wide_bits, not {self.accumulator_bits}")
+        if not 12 <= self.search_bits < self.wide_bits:
+            raise GeometryError(f"search_bits must be 12 to wide_bits - 1, not {self.search_bits}")
         if self.wide_bits % 4 or not 16 <= self.wide_bits <= 32:
             raise GeometryError(f"wide_bits must be a multiple of 4 from 16 to 32, not {self.wide_bits}")
 

@@ -21,9 +21,15 @@ from enum import IntEnum
 from sentei.overlay.fields import Layout
 from sentei.overlay.geometry import ACTIVATION_BITS, LOAD_BITS, WEIGHT_BITS, Geometry, fingerprint_of
 
-FORMAT_VERSION = 1
-THRESHOLDS = (1 << ACTIVATION_BITS) - 1
+FORMAT_VERSION = 2
 NIBBLE_SHIFT = 4  # joining nibble passes: partial * 16 + accumulator
+
+# Requantizing (gateware/lanes.py): a binary search among 31 thresholds, of which the first step compares with the 16th.
+SEARCH_LEVELS = 4  # steps after the first
+THRESHOLDS = (2 << SEARCH_LEVELS) - 1
+CARRY_BITS = (2 << SEARCH_LEVELS) - 2
+NO_RESIDUAL = 8  # the nibble that is added where there is no residual
+LANE_SUM_BITS = 5  # of each lane's sum, where all lanes are summed
 
 
 class Opcode(IntEnum):
@@ -72,17 +78,16 @@ HEADER0 = Layout(
     ("tiles", 16, "number of tiles; 0: the job has no steps"),
     ("channel", 12, "first entry of the channel table"),
     ("columns", 7, "columns that hold results, from column 0"),
-    ("shift", 3, "u = (accumulator << shift) + gain * residual"),
     ("residual", 1, "1: add a residual"),
     ("reduce", 1, "1: sum all lanes; the result is lane 0"),
-    ("wide", 1, "1: hand the sums out whole, as planes of nibbles, lowest first"),
+    ("wide", 1, "1: hand the sums out whole, inverted, as planes of nibbles"),
     ("last", 1, "1: no job follows in this layer"),
 )
 HEADER1 = Layout(
     "header1",
-    ("output", 16, "word of the first output plane"),
-    ("stride", 16, "words from one output plane to the next"),
-    ("residual", 16, "word of the first residual plane"),
+    ("output", 16, "word of the first output plane; wide: of the first channel's highest nibble"),
+    ("stride", 16, "words from one column's output plane to the next"),
+    ("residual", 16, "word of the first residual plane; wide: words from behind a piece's last plane to the next piece's first, modulo 2^16"),
     ("steps", 16, "steps of one tile"),
 )
 STEP = Layout(
@@ -112,12 +117,16 @@ def mask_layout(geometry: Geometry) -> Layout:
 
 
 def channel_layout(geometry: Geometry) -> Layout:
-    """Entry of the channel table: out = (number of thresholds reached) ^ flip."""
+    """Entry of the channel table: how a sum becomes a nibble."""
     return Layout(
         "channel",
-        *((f"threshold{k}", -geometry.wide_bits, "counts if u is at least this") for k in range(THRESHOLDS)),
-        ("gain", -17, "of the residual's nibble"),
-        ("flip", ACTIVATION_BITS, "exclusive-ored with the number of thresholds reached"),
+        ("constant", -geometry.wide_bits, "added to the sum: minus threshold 16, or one pass's share of it"),
+        ("distance", geometry.search_bits - 1, "from threshold 16 to threshold 24, or 1 less"),
+        ("carries", CARRY_BITS, "of the search's four steps: 2, 4, 8 and 16 bits"),
+        ("lag", 1, "1: odd thresholds are 1 further from the first (`flip`: the last) one than even ones"),
+        ("low", ACTIVATION_BITS, "smallest result"),
+        ("span", ACTIVATION_BITS, "largest result, less the smallest"),
+        ("flip", 1, "1: results fall as the sum rises"),
     )
 
 

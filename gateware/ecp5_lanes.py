@@ -1,0 +1,155 @@
+"""The requantizer's lanes on a Lattice ECP5: gates in front of an adder move into the adder's carry chain.
+
+Half a CCU2C computes S = P ^ carry and passes on the carry if P, else G: P is any function of A, B, C, D, and G is P at
+C = D = 0. So it adds the bits y(A, B) and x(A, B, C, D) if x is 0 at C = D = 0; then G = y.
+
+    value        y = ~sum             x = constant & plain & shifted
+    search       y = rest             x = distance ^ ~reached
+    the last     y = rest             x = reached ? up : ~down
+    its carry    S is not used; passes on (reached ? one : another), whatever comes in
+    residual     y = n ^ flip         x = residual & ~handed out
+    clamping     y = low              x = above ? span : code
+
+Where many become one, the outputs of LUT4s go through the slices' own multiplexers (PFUMX, L6MUX21), which are free.
+"""
+
+from functools import reduce
+from itertools import product
+from operator import or_
+
+from migen import *
+
+from sentei.gateware.lanes import Lanes
+from sentei.overlay.geometry import ACTIVATION_BITS
+
+
+def lut4(function) -> int:
+    """INIT of a LUT4 that computes function(a, b, c, d) of four bits."""
+    return sum((function(a, b, c, d) & 1) << (a | b << 1 | c << 2 | d << 3) for d, c, b, a in product((0, 1), repeat=4))
+
+
+def adder(y, x) -> int:
+    """INIT of half a CCU2C that adds the bits y(a, b) and x(a, b, c, d)."""
+    if any(x(a, b, 0, 0) for a, b in product((0, 1), repeat=2)):
+        raise ValueError("the second operand of a carry chain must be 0 where c = d = 0")
+    return lut4(lambda a, b, c, d: y(a, b) ^ x(a, b, c, d))
+
+
+# Inputs of each are A, B, C, D.
+SUBTRACT = adder(lambda a, b: 1 ^ a, lambda a, b, c, d: b & c & d)  # sum, constant, plain, shifted
+SEARCH = adder(lambda a, b: a, lambda a, b, c, d: d & (b ^ c ^ 1))  # rest, distance, reached, 1
+SEARCH_LAST = adder(lambda a, b: a, lambda a, b, c, d: b if c else d)  # rest, up, reached, down inverted
+SEARCH_CARRY = lut4(lambda a, b, c, d: 1 ^ (c if a else d))  # reached, any, carry if reached, carry if not
+ADD_RESIDUAL = adder(lambda a, b: a ^ b, lambda a, b, c, d: c & (1 ^ d))  # reached, flip, residual, handed out
+CLAMP = adder(lambda a, b: a, lambda a, b, c, d: b if d else c)  # low, span, code, above
+CARRY = 0  # S is the carry
+OR = lut4(lambda a, b, c, d: a | b | c | d)
+CHOOSE = lut4(lambda a, b, c, d: b if c else a)
+
+
+def carry_chain(module, halves):
+    """CCU2Cs in a row, no carry in. `halves`: (INIT, [A, B, C, D]); returns their S."""
+    halves = halves + [(CARRY, [0, 0, 0, 0])] * (len(halves) % 2)
+    outputs = Signal(len(halves))
+    carry = C(0, 1)
+    for index in range(0, len(halves), 2):
+        carry_out = Signal()
+        ports = {}
+        for number, (init, inputs) in enumerate(halves[index : index + 2]):
+            ports |= {f"i_{name}{number}": bit for name, bit in zip("ABCD", inputs, strict=True)}
+            ports |= {f"p_INIT{number}": C(init, 16), f"p_INJECT1_{number}": "NO"}
+            ports[f"o_S{number}"] = outputs[index + number]
+        module.specials += Instance("CCU2C", i_CIN=carry, o_COUT=carry_out, **ports)
+        carry = carry_out
+    return outputs
+
+
+def lookup(module, init, inputs):
+    """Output of one LUT4."""
+    output = Signal()
+    ports = {f"i_{name}": bit for name, bit in zip("ABCD", [*inputs, 0, 0, 0], strict=False)}
+    module.specials += Instance("LUT4", p_INIT=C(init, 16), o_Z=output, **ports)
+    return output
+
+
+def choose(module, lookups, selects):
+    """One of 1, 2, 4, 8 LUT4 outputs, of which each is used nowhere else; `selects` has its number, lowest bit first."""
+    for level, select in enumerate(selects):
+        chosen = []
+        for low, high in zip(lookups[::2], lookups[1::2], strict=True):
+            output = Signal()
+            if level == 0:
+                module.specials += Instance("PFUMX", i_ALUT=high, i_BLUT=low, i_C0=select, o_Z=output)
+            else:
+                module.specials += Instance("L6MUX21", i_D0=low, i_D1=high, i_SD=select, o_Z=output)
+            chosen.append(output)
+        lookups = chosen
+    return lookups[0]
+
+
+class ECP5Lanes(Lanes):
+    """`Lanes` in ECP5 primitives: same ports, same cycles."""
+
+    def merge(self, taken, turns):
+        numbers = [number for number, register in enumerate(taken) if len(register) == self.sum_bits * self.lanes]
+        quarters = [numbers[first : first + 4] for first in range(0, len(numbers), 4)]
+        levels = log2_int(len(quarters), need_pow2=False)
+        if len(numbers) % 4 or len(quarters) != 1 << levels or levels > 3:
+            return Lanes.merge(self, taken, turns)
+        selects = []
+        for level in range(levels):
+            second = [turns[number] for index, quarter in enumerate(quarters) for number in quarter if index >> level & 1]
+            selects.append(reduce(or_, second))
+        merged = []
+        for bit in range(self.sum_bits * self.lanes):
+            lookups = [lookup(self, OR, [taken[number][bit] for number in quarter]) for quarter in quarters]
+            merged.append(choose(self, lookups, selects))
+        others = [self.as_sums(register) for number, register in enumerate(taken) if number not in numbers]
+        return reduce(or_, others, Cat(*merged))
+
+    def subtract(self, total, constant, plain, shifted):
+        halves = []
+        for bit in range(self.wide_bits):
+            term = total[min(bit, self.sum_bits - 1)]
+            halves.append((SUBTRACT, [term, constant[bit], plain[bit], shifted[bit]]))
+        return carry_chain(self, halves)[: self.wide_bits]
+
+    def search(self, rest, distance, carries, reached):
+        halves = [self.start(carries, reached)]
+        for bit in range(self.bits):
+            term = distance[bit] if bit < len(distance) else 0
+            halves.append((SEARCH, [rest[bit], term, reached[-1], 1]))
+        return carry_chain(self, halves)[1 : 1 + self.bits]
+
+    def search_last(self, rest, up, down, carries, reached):
+        inverted = Signal(len(down))
+        self.comb += inverted.eq(~down)
+        halves = [self.start(carries, reached)]
+        for bit in range(self.bits):
+            halves.append((SEARCH_LAST, [rest[bit], up[bit], reached[-1], inverted[bit]]))
+        return carry_chain(self, halves)[1 : 1 + self.bits]
+
+    def start(self, carries, reached):
+        """The half that makes a search's carry."""
+        *before, last = reached
+        chosen = []
+        for bits in (carries[0::2], carries[1::2]):
+            if before:
+                lookups = [
+                    lookup(self, CHOOSE, [bits[number], bits[number + 1], before[-1]])
+                    for number in range(0, len(bits), 2)
+                ]
+                chosen.append(choose(self, lookups, before[-2::-1]))
+            else:
+                chosen.append(bits[0])
+        return SEARCH_CARRY, [last, 0, chosen[1], chosen[0]]
+
+    def add_residual(self, reached, flip, residual, handed_out):
+        halves = [(ADD_RESIDUAL, [bit, flip, 0, 0]) for bit in reversed(reached)]
+        for number in range(ACTIVATION_BITS):
+            halves[number][1][2:] = [residual[number], handed_out[number]]
+        return carry_chain(self, [*halves, (CARRY, [0, 0, 0, 0])])
+
+    def clamped(self, low, span, code, above):
+        halves = [(CLAMP, [low[bit], span[bit], code[bit], above]) for bit in range(ACTIVATION_BITS)]
+        return carry_chain(self, halves)
