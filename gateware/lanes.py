@@ -17,8 +17,9 @@ Of each channel's entry (overlay/instructions.py):
     carries    a bit for each threshold but T_16, added to D (it is more than D above the one before) or to D inverted
                (0: it is more than D below): 2 for the first step, then 4, 8, 16. Within a step they are numbered by
                the decisions so far, the first one highest, 1 being "reached"
-    lag        1: thresholds of odd number are 1 further from T_1 (with `flip`: from T_31) than those of even number.
-               So rounds a quantizer that takes ties to even levels
+    late_odd   thresholds of odd number lie up to 1 higher than the line says. So does a quantizer that rounds ties to
+               even levels
+    late_even  those of even number do
 
 With n the number of thresholds reached, i = n - 16 or, if `flip`, 15 - n:
 
@@ -68,7 +69,8 @@ class Lanes(Module):
         self.constant = Signal(self.wide_bits)
         self.distance = Signal(self.bits - 1)
         self.carries = Signal(CARRY_BITS)
-        self.lag = Signal()
+        self.late_odd = Signal()
+        self.late_even = Signal()
         self.low = Signal(ACTIVATION_BITS)
         self.span = Signal(ACTIVATION_BITS)
         self.flip = Signal()
@@ -122,17 +124,17 @@ class Lanes(Module):
         # Cycles 3 to 6: the search. `reached` holds each lane's decisions, first one first.
         carries = delay(self, self.carries, 1)
         distance, wide = delay(self, self.distance, 1), delay_valid(self, self.wide, 1)
-        lag, falls = delay(self, self.lag, SEARCH_LEVELS - 1), delay(self, self.flip, SEARCH_LEVELS - 1)
+        late_odd, late_even = (delay(self, bit, SEARCH_LEVELS - 1) for bit in (self.late_odd, self.late_even))
         hand_out = wide
         rests = [self.narrowed(value) for value in values]
         reached = [[value[-1]] for value in values]
         for level in range(SEARCH_LEVELS):
             own = carries[: 2 << level]
             if level == SEARCH_LEVELS - 2:
-                # Thresholds of odd number may stand one nearer to the even ones below them (with `flip`: above).
+                # The last step goes from a threshold of even number to one of odd number.
                 step = distance[level + 1 :]
                 up, down = Signal(self.bits, reset_less=True), Signal(self.bits, reset_less=True)
-                self.sync += [up.eq(step - (lag & falls)), down.eq(step - (lag & ~falls))]
+                self.sync += [up.eq(step - late_even), down.eq(step - late_odd)]
             for lane in range(self.lanes):
                 rest = Signal(self.bits)
                 if level < SEARCH_LEVELS - 1:

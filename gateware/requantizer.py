@@ -19,8 +19,8 @@ has room for all of them: so nothing behind the grant ever waits.
 A joined sum needs one drain for each of its passes. Passes that are joined by a nibble begin a new *level*; each level
 has channel entries of its own, `columns` behind those of the level before.
 
-A *wide* drain hands the value out whole, inverted, as planes of nibbles, highest first. All columns' top nibbles are
-written, then their values come back from the partial memory 16 times as large, and so on; the group stands still.
+A *wide* drain hands the sums out whole, as planes of nibbles, highest first: all columns' top nibbles are written, then
+their values come back from the partial memory 16 times as large, and so on. The group stands still meanwhile.
 To sum all lanes, `reduce` sends the columns through a tree of adders first; everything else happens as much later.
 """
 
@@ -62,7 +62,7 @@ class Requantizer(Module):
         count_bits = bits_for(columns)
         queue_depth = max(64, 2 * columns)  # so many that synthesis takes a block RAM
         credits = Signal(max=queue_depth + 1, reset=queue_depth)
-        take = Signal.like(credits)
+        take = Signal(len(credits))
         give = Signal()
         self.sync += credits.eq(credits - take + give)
         occupied = Signal(max=max(columns, JOIN_CYCLES) + 1)  # cycles, this one included
@@ -116,8 +116,9 @@ class Requantizer(Module):
         begins = Signal()
         left = Signal(count_bits)  # turns, this one included
         more = Signal()
+        sum_lanes = Signal()
         self.comb += [begins.eq(started != 0), more.eq(left[1:] != 0)]
-        self.sync += If(begins, left.eq(coming.columns)).Elif(left != 0, left.eq(left - 1))
+        self.sync += If(begins, left.eq(coming.columns), sum_lanes.eq(coming.reduce)).Elif(left != 0, left.eq(left - 1))
         turns = []
         for index in range(len(drains)):
             turn = started[index] & ~coming.maximum
@@ -132,7 +133,7 @@ class Requantizer(Module):
             turns.append(idle)
         self.comb += [
             lanes.idle.eq(Cat(*turns)),
-            lanes.sum_lanes.eq(delay_valid(self, (left != 0) & coming.reduce, SUM)),
+            lanes.sum_lanes.eq(delay_valid(self, (left != 0) & sum_lanes, SUM)),
         ]
 
         # Cycle -1, or for sums of lanes so much later that they come in cycle 0: the drain begins.
@@ -212,7 +213,7 @@ class Requantizer(Module):
             self.channels.address.eq(number),
             lanes.join.eq(delay(self, now.accumulate | repeats, 1)),
             lanes.by_nibble.eq(delay(self, now.nibble | repeats, 1)),
-            lanes.wide.eq(delay(self, wide, SUM)),
+            lanes.wide.eq(delay(self, now.wide, SUM)),
             *[getattr(lanes, name).eq(getattr(entry, name)) for name in channel.fields],
             self.residual_word.eq(delay(self, residual, RESIDUAL - ActivationPort.LATENCY)),
             self.residual_busy.eq(delay_valid(self, active & now.use_residual, RESIDUAL - ActivationPort.LATENCY)),

@@ -9,13 +9,14 @@ is left of the stream memory in turn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sentei.host.ir import ACCUMULATOR_LIMIT, Conv, Network, Pool, Requantize, check
+from sentei.host.entries import channel_entries, counting, excess, plain_entries
+from sentei.host.ir import Conv, Network, Pool, Requantize, accumulator_range, check, residual_codes
 from sentei.host.placement import Placement, place
-from sentei.host.schedule import Block, Job, check_wide, schedule, weight_digits
+from sentei.host.schedule import Block, Job, schedule, weight_digits
 from sentei.host.tables import Tables
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, LOAD_BITS, Geometry
@@ -29,7 +30,6 @@ from sentei.overlay.instructions import (
     Base,
     Memory,
     Opcode,
-    channel_layout,
     load_words,
     stream_bits,
 )
@@ -94,7 +94,7 @@ def pack_job(job: Job, header: dict, last: bool, geometry: Geometry) -> bytes:
         columns=job.block.channels,
         reduce=int(job.block.reduce),
         last=int(last),
-        **{name: header[name] for name in ("channel", "shift", "residual", "wide")},
+        **{name: header[name] for name in ("channel", "residual", "wide")},
     )
     second = dict(
         output=header["output"], stride=header["stride"], residual=header["residual_word"], steps=job.block.steps
@@ -109,30 +109,34 @@ def empty_job(geometry: Geometry) -> bytes:
     return HEADER0.pack(last=1).to_bytes(stream_bits(geometry) // 8, "little") + bytes(stream_bits(geometry) // 8)
 
 
-def channel_entries(block: Block, op: Conv | Pool, network: Network, geometry: Geometry) -> list[int]:
-    """Channel table entries of a block: thresholds in terms of what is stored, gain and flip."""
-    requantize = op.requantize
-    assert requantize is not None
-    layout = channel_layout(geometry)
-    top = (1 << (geometry.wide_bits - 1)) - 1
+def entries_of(block: Block, op: Conv | Pool, network: Network, geometry: Geometry) -> list[int]:
+    """Channel table entries of a block, for each level of its passes."""
+    joins = [by_nibble for _, by_nibble in block.passes[1:]]
+    spec = op.requantize
+    if spec is None:
+        return plain_entries(geometry.group_columns, joins, geometry)
     channels = slice(block.first, block.first + block.channels)
-    thresholds = requantize.thresholds[channels]
-    gain = np.zeros(block.channels, np.int64)
-    residual_bias = 0
-    if requantize.residual is not None:
-        residual = network.tensors[requantize.residual]
-        gain = requantize.gain[channels]
-        residual_bias = 8 if residual.signed else 0
-    check_wide((block.worst << requantize.shift) + int(np.abs(gain).max()) * 15, geometry, op.name)
-    stored = thresholds + ((block.stored_bias << requantize.shift) + gain * residual_bias)[:, None]
-    stored = np.clip(stored, -top, top)
-    stored = np.where(thresholds >= ACCUMULATOR_LIMIT, top, np.where(thresholds <= -ACCUMULATOR_LIMIT, -top, stored))
-    flip = np.where(requantize.descending[channels], 15, 0)
-    entries = []
-    for channel in range(block.channels):
-        values = {f"threshold{k}": int(stored[channel, k]) for k in range(stored.shape[1])}
-        entries.append(layout.pack(gain=int(gain[channel]), flip=int(flip[channel]), **values))
-    return entries
+    low, high = accumulator_range(op, network.tensors[op.input])
+    codes = residual_codes(network.tensors[spec.residual] if spec.residual else None)
+    part = Requantize(
+        spec.thresholds[channels], spec.descending[channels], spec.low[channels], spec.span[channels], spec.residual
+    )
+    return channel_entries(part, codes, low[channels], high[channels], block.stored_bias, joins, geometry, op.name)
+
+
+def without_idle_weights(network: Network) -> Network:
+    """`network` without the weights of channels whose sums decide nothing: their results are the same with sum 0."""
+    ops: list[Conv | Pool] = []
+    for op in network.ops:
+        if isinstance(op, Conv) and op.requantize is not None:
+            spec = op.requantize
+            low, high = accumulator_range(op, network.tensors[op.input])
+            residual = network.tensors[spec.residual] if spec.residual else None
+            inside = (low[:, None] < spec.thresholds) & (spec.thresholds <= high[:, None])
+            used = (inside & counting(spec, residual_codes(residual))).any(1)
+            op = replace(op, weights=op.weights * used[:, None, None, None].astype(op.weights.dtype))
+        ops.append(op)
+    return replace(network, ops=tuple(ops))
 
 
 def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerInfo:
@@ -155,7 +159,7 @@ def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerIn
 def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ...] = ()) -> Program:
     """Compile for `geometry`. Raises IRError for a network that breaks the IR's rules and CapacityError, naming
     operator and memory, for one that does not fit."""
-    check(network)
+    network = without_idle_weights(check(network))
     placed = place(network, geometry)
     tables = Tables(geometry)
     runs: list[Run] = []
@@ -173,12 +177,13 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
             requantizer = group // geometry.groups_per_requantizer
             packed.append([])
             for job in jobs:
-                key = (job.block.first, requantizer)
+                key = (-1 if op.requantize is None else job.block.first, requantizer)
                 if op.requantize is None:
-                    corrections[job.block.first : job.block.first + job.block.channels] = job.block.stored_bias
-                elif key not in known:
+                    part = slice(job.block.first, job.block.first + job.block.channels)
+                    corrections[part] = job.block.stored_bias + excess([joined for _, joined in job.block.passes[1:]])
+                if key not in known:
                     known[key] = len(channels[requantizer])
-                    channels[requantizer] += channel_entries(job.block, op, network, geometry)
+                    channels[requantizer] += entries_of(job.block, op, network, geometry)
                     if len(channels[requantizer]) > geometry.channel_entries:
                         raise CapacityError(
                             f"{network.name}: {op.name}: needs more than {geometry.channel_entries} channel_entries; "
@@ -194,16 +199,19 @@ def job_header(op: Conv | Pool, block: Block, placed: dict[str, Placement], chan
     target = placed[op.output]
     requantize: Requantize | None = op.requantize
     residual = None if requantize is None or requantize.residual is None else placed[requantize.residual]
-    stride = target.layout.stride
-    return dict(
+    plane, nibbles = target.layout.stride, target.layout.nibbles
+    header = dict(
         channel=channel,
-        shift=0 if requantize is None else requantize.shift,
         residual=int(residual is not None),
         wide=int(requantize is None),
-        output=target.address + block.first * target.layout.nibbles * stride,
-        stride=stride,
-        residual_word=0 if residual is None else residual.address + block.first * stride,
+        output=target.address + (block.first * nibbles + nibbles - 1) * plane,
+        stride=nibbles * plane,
+        residual_word=0 if residual is None else residual.address + block.first * plane,
     )
+    if requantize is None:
+        # From behind the last column's highest nibble to the first column's next one.
+        header["residual_word"] = -(block.channels * nibbles + 1) * plane % (1 << HEADER1["residual"].width)
+    return header
 
 
 def pack_layer(shares: list[list[tuple[Job, dict]]], geometry: Geometry) -> list[list[bytes]]:

@@ -14,15 +14,17 @@ Arrays are CHW for activations (one picture), OIHW for weights. `check` is the l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from sentei.host.lines import FREE, find
 from sentei.overlay.errors import SenteiError
 
-THRESHOLDS = 15  # a 4-bit output is the number of thresholds that the accumulator has reached
-ACCUMULATOR_LIMIT = (1 << 23) - 1  # every |u| and wide accumulator is smaller; thresholds at +-this: never, always
+THRESHOLDS = 31
+NO_RESIDUAL = 8  # what is added in place of a residual
+ACCUMULATOR_LIMIT = (1 << 23) - 1  # every accumulator is smaller
 
 
 class IRError(SenteiError, ValueError):
@@ -75,19 +77,22 @@ WIDE = 32
 class Requantize:
     """Maps an accumulator to at most four bits: exact, monotone, per channel.
 
-        u   = (accumulator << shift) + gain[c] * residual
-        n   = number of k with u >= thresholds[c, k]                        (0 to 15)
-        out = base + n, or base + 15 - n where descending[c]
+        n   = number of k with accumulator >= thresholds[c, k]              (0 to 31)
+        i   = n - 16, or 15 - n where descending[c]
+        out = base + low[c] + clamp(i + r, 0, span[c])
 
-    with base = -8 for a signed output, 0 for an unsigned one. Thresholds that are never or always reached express
-    narrower ranges. Without a residual, `shift` is 0 and `gain` is all zeros.
+    with base = -8 for a signed output, 0 for an unsigned one, and r = 8 without a residual, else the residual, plus 8
+    if it is signed. A residual is added in units of the output: both tensors have the same scale.
+
+    A channel's thresholds are *even*: points of a line, rounded up (see host/lines.py). Those that no accumulator or
+    residual can make count continue the line.
     """
 
-    thresholds: np.ndarray  # int64 (C, 15), non-decreasing along the last axis
+    thresholds: np.ndarray  # int64 (C, 31), even
     descending: np.ndarray  # bool (C,)
+    low: np.ndarray  # int64 (C,), 0 to 15
+    span: np.ndarray  # int64 (C,); low + span is at most 15
     residual: str | None = None
-    shift: int = 0  # 0 to 7
-    gain: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 (C,), -32767 to 32767
 
 
 @dataclass(frozen=True)
@@ -231,38 +236,28 @@ def check_requantize(requantize: Requantize, op: Conv | Pool, tensors: dict, kno
     target = tensors[op.output]
     channels = target.shape.channels
     require(1 <= target.bits <= 4, op.name, f"output must have 1 to 4 bits, not {target.bits}")
-    require(
-        requantize.thresholds.shape == (channels, THRESHOLDS),
-        op.name,
-        f"thresholds must be ({channels}, {THRESHOLDS}), not {requantize.thresholds.shape}",
-    )
-    require(bool((np.diff(requantize.thresholds, axis=1) >= 0).all()), op.name, "thresholds must not decrease")
-    fewest = (requantize.thresholds <= -ACCUMULATOR_LIMIT).sum(1)
-    most = THRESHOLDS - (requantize.thresholds >= ACCUMULATOR_LIMIT).sum(1)
+    thresholds, low, span = requantize.thresholds, requantize.low, requantize.span
+    text = f"thresholds must be ({channels}, {THRESHOLDS}), not {thresholds.shape}"
+    require(thresholds.shape == (channels, THRESHOLDS), op.name, text)
+    for label, array in (("descending", requantize.descending), ("low", low), ("span", span)):
+        require(array.shape == (channels,), op.name, f"{label} must have shape ({channels},)")
+    require(bool((np.abs(thresholds) < FREE).all()), op.name, f"thresholds must be below {FREE}")
+    uneven = np.flatnonzero(~find(thresholds, thresholds)[1])
+    require(len(uneven) == 0, op.name, f"thresholds must be even (points of a line), not those of channel {uneven[:1]}")
     base = -8 if target.signed else 0
-    lowest = base + np.where(requantize.descending, THRESHOLDS - most, fewest)
-    highest = base + np.where(requantize.descending, THRESHOLDS - fewest, most)
-    require(
-        bool((lowest >= target.low).all() and (highest <= target.high).all()),
-        op.name,
-        f"thresholds must keep the output within {target.low} to {target.high}",
-    )
-    largest = np.abs(requantize.thresholds).max()
-    require(bool(largest <= ACCUMULATOR_LIMIT), op.name, f"thresholds must be within +-{ACCUMULATOR_LIMIT}")
-    require(requantize.descending.shape == (channels,), op.name, f"descending must have shape ({channels},)")
-    require(0 <= requantize.shift <= 7, op.name, f"shift must be 0 to 7, not {requantize.shift}")
+    within = bool((span >= 0).all() and (base + low >= target.low).all() and (base + low + span <= target.high).all())
+    require(within, op.name, f"low and span must keep the output within {target.low} to {target.high}")
     if requantize.residual is None:
-        require(requantize.shift == 0, op.name, "a shift without a residual has no meaning")
         return
     require(requantize.residual in known, op.name, f"residual {requantize.residual!r} is not computed before it")
     residual = tensors[requantize.residual]
     require(residual.shape == target.shape, op.name, f"residual must be {tuple(target.shape)}")
     require(residual.bits <= 4, op.name, "residual must have at most 4 bits")
-    require(requantize.gain.shape == (channels,), op.name, f"gain must have shape ({channels},)")
-    require(bool((np.abs(requantize.gain) <= 32767).all()), op.name, "gain must be -32767 to 32767")
-    largest = max(-residual.low, residual.high)
-    reach = (np.max(np.abs(accumulator_range(op, tensors[op.input])), axis=0) << requantize.shift) + (
-        np.abs(requantize.gain) * largest
-    )
-    text = f"(accumulator << shift) + gain * residual must stay below {ACCUMULATOR_LIMIT}, not reach {reach.max()}"
-    require(bool(reach.max() < ACCUMULATOR_LIMIT), op.name, text)
+
+
+def residual_codes(residual: Tensor | None) -> range:
+    """The values of r in `Requantize`."""
+    if residual is None:
+        return range(NO_RESIDUAL, NO_RESIDUAL + 1)
+    bias = 8 if residual.signed else 0
+    return range(residual.low + bias, residual.high + bias + 1)

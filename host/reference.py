@@ -17,7 +17,20 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from sentei.host.errors import InvalidImages
-from sentei.host.ir import Conv, Network, Pads, Pool, Requantize, Tensor, check, kernel_of
+from sentei.host.ir import (
+    NO_RESIDUAL,
+    THRESHOLDS,
+    Conv,
+    Network,
+    Pads,
+    Pool,
+    Requantize,
+    Tensor,
+    accumulator_range,
+    check,
+    kernel_of,
+)
+from sentei.host.lines import FINE, find
 
 COLUMN_BYTES = 4 << 20  # working set of one matrix product: fits a second-level cache, gives BLAS long rows
 CHUNK_BYTES = 128 << 20  # activations of one chunk of pictures
@@ -109,6 +122,8 @@ def execute(op: Conv | Pool, values: dict[str, np.ndarray], tensors: dict[str, T
     output: np.ndarray = np.empty((target.shape.channels, count, *target.shape[1:]), storage_type(target))
     product = Product(op.weights) if isinstance(op, Conv) else None
     rows = len(product.slots) if product else target.shape.channels
+    if op.requantize is not None:
+        levels = Levels(op.requantize, *accumulator_range(op, source), target.signed)
     step = max(1, COLUMN_BYTES // max(1, rows * target.shape.height * target.shape.width * 4))
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
@@ -119,8 +134,10 @@ def execute(op: Conv | Pool, values: dict[str, np.ndarray], tensors: dict[str, T
         if op.requantize is None:
             output[:, part] = accumulators
         else:
-            residual = values[op.requantize.residual][:, part] if op.requantize.residual else None
-            output[:, part] = requantize(op.requantize, accumulators, residual, target.signed)
+            name = op.requantize.residual
+            residual = values[name][:, part] if name else None
+            bias = 8 if name and tensors[name].signed else 0
+            output[:, part] = levels(accumulators, residual, bias)
     return output
 
 
@@ -193,15 +210,59 @@ def pool(op: Pool, activations: np.ndarray, extent: tuple[int, int], low: int) -
     return result
 
 
-def requantize(spec: Requantize, accumulators: np.ndarray, residual: np.ndarray | None, signed: bool) -> np.ndarray:
-    """`Requantize` as the IR defines it, on accumulators (C, N, H, W): int8 of the same shape."""
-    if residual is not None:
-        gain = spec.gain.astype(np.float32)[:, None, None, None]
-        accumulators = accumulators * np.float32(1 << spec.shift) + gain * residual
-    reached = np.zeros(accumulators.shape, np.int8)
-    above = np.empty(accumulators.shape, bool)
-    for thresholds in spec.thresholds.astype(np.float32).T:
-        np.greater_equal(accumulators, thresholds[:, None, None, None], out=above)
-        reached += above.view(np.int8)
-    reached[spec.descending] = 15 - reached[spec.descending]
-    return reached - np.int8(8) if signed else reached
+class Levels:
+    """`Requantize` as the IR defines it, for accumulators within a known range.
+
+    Thresholds are even, so n is a rounded linear function of the accumulator: rint(a * scale + offset), in float32.
+    Every step of it is monotone; hence it is right everywhere if it is on both sides of each threshold, where it is
+    tried. Channels for which it fails there are counted by comparing.
+    """
+
+    def __init__(self, spec: Requantize, low: np.ndarray, high: np.ndarray, signed: bool) -> None:
+        self.spec = spec
+        thresholds = spec.thresholds
+        lines, _ = find(thresholds, thresholds)
+        slope = np.maximum(lines.rise / (lines.run * FINE), 1 / FINE)
+        numbers = np.arange(1, THRESHOLDS + 1) - 0.5
+        # Let a threshold be a half: ties round to even, so late thresholds must be odd ones.
+        shifted = (lines.late < 0).astype(np.int64)
+        least = (numbers - thresholds / slope[:, None]).max(1)
+        most = (numbers - (thresholds - 1) / slope[:, None]).min(1)
+        scale, offset = (1 / slope).astype(np.float32), ((least + most) / 2 + shifted).astype(np.float32)
+        ends = (low[:, None], high[:, None])
+        points = np.concatenate([np.clip(thresholds - 1, *ends), np.clip(thresholds, *ends), *ends], axis=1)
+        found = np.rint(points.astype(np.float32) * scale[:, None] + offset[:, None]) - shifted[:, None]
+        expected = (points[:, None] >= thresholds[..., None]).sum(1)
+        failing = (np.clip(found, 0, THRESHOLDS) != expected).any(1)
+        self.compared = np.flatnonzero(failing)
+        # i = sign * n + shift, where n is `shifted` too large.
+        sign = np.where(spec.descending, -1, 1)
+        shift = np.where(spec.descending, 15, -16) - sign * shifted * ~failing
+        if spec.residual is None:
+            shift = shift + NO_RESIDUAL
+        self.scale, self.offset, self.sign, self.shift, self.span = (
+            np.asarray(values, np.float32)[:, None, None, None] for values in (scale, offset, sign, shift, spec.span)
+        )
+        self.falling = bool(spec.descending.any())
+        self.low = (spec.low + (-8 if signed else 0)).astype(np.int8)[:, None, None, None]
+
+    def __call__(self, accumulators: np.ndarray, residual: np.ndarray | None, bias: int) -> np.ndarray:
+        """int8 levels of float32 accumulators (C, N, H, W); `residual` plus `bias` is its code."""
+        exact = accumulators[self.compared]
+        result = np.multiply(accumulators, self.scale, out=accumulators)
+        result += self.offset
+        np.rint(result, out=result)
+        if len(exact):
+            reached = np.zeros(exact.shape, np.float32)
+            for thresholds in self.spec.thresholds[self.compared].astype(np.float32).T:
+                reached += exact >= thresholds[:, None, None, None]
+            result[self.compared] = reached
+        if self.falling:
+            result *= self.sign
+        result += self.shift + np.float32(bias)
+        if residual is not None:
+            result += residual
+        np.clip(result, np.float32(0), self.span, out=result)
+        levels = result.astype(np.int8)
+        levels += self.low
+        return levels

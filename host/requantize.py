@@ -1,20 +1,16 @@
 """From a chain of float32 operations to the integer `Requantize` that provably equals it.
 
 A chain is monotone in the accumulator, so each output level is reached at one smallest accumulator. Bisection over
-the whole reachable range finds it by running the chain itself, for all channels and levels at once:
+the whole reachable range finds it by running the chain itself, for all channels, levels and residuals at once:
 
-    level                  ┌────       thresholds[c, k] = smallest accumulator at which level k is reached
-                    ┌──────┘
+    level                  ┌────       smallest accumulator at which level j is reached with residual r
+                    ┌──────┘           = threshold number 16 + j - r
         ────────────┘
         low ............... high   (accumulator)
 
-With a residual r the smallest accumulator T_k(r) depends on r. `shift` and `gain[c]` must place one threshold between
-the last value below and the first value above, for all r and k at once:
-
-    max over r of ((T_k(r) - 1) << shift) + gain * r   <   threshold_k   <=   min over r of (T_k(r) << shift) + gain * r
-
-For each shift these are linear inequalities in the gain, one for each pair of r, whose solution is an interval: the
-search is complete, so a refusal means that no such integers exist.
+What is never or always reached bounds its threshold. All pairs (j, r) of one number must agree, and the thresholds of a
+channel must lie on a line, rounded up. The search for the line is complete (host/lines.py), so a refusal means that
+there is none.
 """
 
 from __future__ import annotations
@@ -25,10 +21,11 @@ import numpy as np
 
 from sentei.host.errors import InexactModel
 from sentei.host.float_chain import Chain, Quantizer
-from sentei.host.ir import ACCUMULATOR_LIMIT, THRESHOLDS, Requantize, Tensor
+from sentei.host.ir import NO_RESIDUAL, THRESHOLDS, Requantize, Tensor, residual_codes
+from sentei.host.lines import FREE, find
 
-SHIFTS = range(8)
-GAIN_LIMIT = 32767
+LEVELS = 15  # above the lowest one
+NUMBERS = np.arange(1, THRESHOLDS + 1)
 
 
 def requantize(
@@ -42,29 +39,70 @@ def requantize(
     if not chain.exact:
         other = smallest_reaching(chain, quantizer, low, high, integers, base, descending, 1)
         require_equal(op, smallest, other)
-    if residual is None:
-        thresholds = with_sentinels(
-            smallest[..., 0], smallest[..., 0] <= low[:, None], smallest[..., 0] > high[:, None]
-        )
-        return Requantize(thresholds, descending)
-    shift, gain = shift_and_gain(op, residual, smallest, low, high, integers)
-    scaled = (smallest << shift) + gain[:, None, None] * integers
     never, always = smallest > high[:, None, None], smallest <= low[:, None, None]
-    first = np.where(never, ACCUMULATOR_LIMIT, scaled).min(-1)
-    return Requantize(with_sentinels(first, always.all(-1), never.all(-1)), descending, residual.name, shift, gain)
+    first, last = always.sum(1), LEVELS - never.sum(1)  # (C, R): thresholds reached at either end
+    lowest = np.where(descending, LEVELS - last.max(1), first.min(1))
+    highest = np.where(descending, LEVELS - first.min(1), last.max(1))
+    lower, upper = bounds(smallest, never, always, descending, lowest, highest, residual_codes(residual))
+    lines, exists = find(lower, upper)
+    if not exists.all():
+        refuse(op, residual, exists)
+    return Requantize(
+        lines.thresholds(NUMBERS), descending, lowest, highest - lowest, residual.name if residual else None
+    )
+
+
+def bounds(
+    smallest: np.ndarray,
+    never: np.ndarray,
+    always: np.ndarray,
+    descending: np.ndarray,
+    lowest: np.ndarray,
+    highest: np.ndarray,
+    codes: range,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(lower, upper) of each channel's thresholds, int64 (C, 31); contradictions leave lower > upper."""
+    channels = np.arange(len(smallest))
+    lower = np.full((len(channels), THRESHOLDS + 1), -FREE)
+    upper = np.full((len(channels), THRESHOLDS + 1), FREE)
+    for reached in range(LEVELS):
+        level = np.where(descending, LEVELS - reached, reached + 1)
+        counts = (lowest < level) & (level <= highest)
+        for column, code in enumerate(codes):
+            number = 16 + np.where(descending, code - (level - lowest), level - lowest - code)
+            number = np.where(counts, number, 0)
+            value = smallest[:, reached, column]
+            least = np.where(always[:, reached, column], -FREE, value)
+            most = np.where(never[:, reached, column], FREE, value)
+            lower[channels, number] = np.maximum(lower[channels, number], least)
+            upper[channels, number] = np.minimum(upper[channels, number], most)
+    return lower[:, 1:], upper[:, 1:]
+
+
+def refuse(op: str, residual: Tensor | None, exists: np.ndarray) -> None:
+    channel = int(np.flatnonzero(~exists)[0])
+    count = f"({int((~exists).sum())} of {len(exists)} channels)"
+    if residual is None:
+        raise InexactModel(
+            f"{op}: channel {channel}: its thresholds are not even, that is, points of a line {count}: use a factor and "
+            "an offset for each channel and a Quant node that rounds to nearest, up or down throughout"
+        )
+    raise InexactModel(
+        f"{op}: channel {channel}: {residual.name!r} does not move its thresholds evenly {count}: add tensors of the "
+        "same scale, which must also be the scale of the Quant node behind, and keep offsets away from rounding ties"
+    )
 
 
 def identity(tensor: Tensor) -> Requantize:
     """The `Requantize` that hands out an accumulator within the range of `tensor` unchanged."""
-    levels = (-8 if tensor.signed else 0) + np.arange(1, THRESHOLDS + 1)
-    thresholds = with_sentinels(levels, levels <= tensor.low, levels > tensor.high)
+    low = tensor.low + (8 if tensor.signed else 0)
     channels = tensor.shape.channels
-    return Requantize(np.tile(thresholds, (channels, 1)), np.zeros(channels, bool))
-
-
-def with_sentinels(thresholds: np.ndarray, always: np.ndarray, never: np.ndarray) -> np.ndarray:
-    """Thresholds that no accumulator decides, replaced by the ends of the hardware's range."""
-    return np.where(always, -ACCUMULATOR_LIMIT, np.where(never, ACCUMULATOR_LIMIT, thresholds)).astype(np.int64)
+    return Requantize(
+        np.tile(NUMBERS - NO_RESIDUAL + tensor.low, (channels, 1)),
+        np.zeros(channels, bool),
+        np.full(channels, low),
+        np.full(channels, tensor.high - tensor.low),
+    )
 
 
 def falls(
@@ -89,15 +127,15 @@ def smallest_reaching(
     descending: np.ndarray,
     side: int,
 ) -> np.ndarray:
-    """int64 (C, 15, R): the smallest accumulator that reaches threshold k when the residual is integers[r].
+    """int64 (C, 15, R): the smallest accumulator that reaches step k when the residual is integers[r].
 
     high[c] + 1 stands for never. Reaching means level >= base + k + 1, or level <= base + 14 - k where descending.
     `side` chooses the end of the interval in which the model's sum is known to lie.
     """
-    shape = (len(low), THRESHOLDS, len(integers))
+    shape = (len(low), LEVELS, len(integers))
     residual = np.broadcast_to(integers, shape)
-    rising_level = base + np.arange(1, THRESHOLDS + 1)[None, :, None]
-    falling_level = base + THRESHOLDS - np.arange(1, THRESHOLDS + 1)[None, :, None]
+    rising_level = base + np.arange(1, LEVELS + 1)[None, :, None]
+    falling_level = base + LEVELS - np.arange(1, LEVELS + 1)[None, :, None]
     direction = descending[:, None, None]
 
     def reached(accumulators: np.ndarray) -> np.ndarray:
@@ -128,50 +166,3 @@ def require_equal(op: str, one: np.ndarray, other: np.ndarray) -> None:
             f"quantization boundary ({int(differ.sum())} of {len(one)} channels): use power-of-two scales for input "
             "and weights, and MatMul followed by Add instead of a bias inside Gemm, so that the model's sums are exact"
         )
-
-
-def shift_and_gain(
-    op: str, residual: Tensor, smallest: np.ndarray, low: np.ndarray, high: np.ndarray, integers: np.ndarray
-) -> tuple[int, np.ndarray]:
-    """The smallest shift, and per channel the gain closest to zero, that satisfy the inequalities above."""
-    reach = np.maximum(np.abs(low), np.abs(high))
-    fewest = np.arange(len(low))
-    for shift in SHIFTS:
-        least, most = gain_interval(smallest, low, high, integers, shift)
-        gain = np.clip(0, least, most)
-        fits = (reach << shift) + np.abs(gain) * np.abs(integers).max() < ACCUMULATOR_LIMIT
-        failing = np.flatnonzero((least > most) | ~fits)
-        if not len(failing):
-            return shift, gain
-        if len(failing) < len(fewest):
-            fewest = failing
-    raise InexactModel(
-        f"{op}: channel {fewest[0]}: adding {residual.name!r} equals (accumulator << shift) + gain * residual for no "
-        f"shift of 0 to {SHIFTS[-1]} and gain up to {GAIN_LIMIT} ({len(fewest)} of {len(low)} channels): choose the "
-        "factor after the convolution so that the residual's scale is a whole multiple of (accumulator scale * factor) "
-        "/ 2^shift, and offsets away from rounding ties"
-    )
-
-
-def gain_interval(
-    smallest: np.ndarray, low: np.ndarray, high: np.ndarray, integers: np.ndarray, shift: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) least and (C,) most gain for one shift; least > most where there is none.
-
-    For residuals p and q: ((T(p) - 1) << shift) + gain * p < (T(q) << shift) + gain * q, provided that the accumulator
-    T(p) - 1 is reachable and T(q) is.
-    """
-    least, most = np.full(len(low), -GAIN_LIMIT), np.full(len(low), GAIN_LIMIT)
-    below_exists, above_exists = smallest > low[:, None, None], smallest <= high[:, None, None]
-    for p, below in enumerate(integers):
-        for q, above in enumerate(integers):
-            distance = int(below - above)
-            if not distance:
-                continue
-            room = (smallest[..., q] - smallest[..., p] + 1) << shift
-            binding = below_exists[..., p] & above_exists[..., q]
-            if distance > 0:
-                most = np.minimum(most, np.where(binding, (room - 1) // distance, GAIN_LIMIT).min(1))
-            else:
-                least = np.maximum(least, np.where(binding, -room // -distance + 1, -GAIN_LIMIT).max(1))
-    return least, most

@@ -19,7 +19,7 @@ from sentei.host.placement import Placement
 from sentei.host.tables import Tables, single_pixel_tile, whole_plane_tile, window_tiles
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
-from sentei.overlay.instructions import STEP
+from sentei.overlay.instructions import LANE_SUM_BITS, STEP
 from sentei.overlay.layout import PlaneLayout
 
 NIBBLE = 15
@@ -102,13 +102,16 @@ def concatenate(parts: list[Steps]) -> Steps:
     return Steps(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("planes", "taps", "weights", "pad")))
 
 
-def split_passes(powers: dict[int, list[Steps]], columns: int, largest: int, geometry: Geometry, name: str):
-    """Orders `powers` {power of 16: steps} from high to low and cuts what could overflow the accumulators.
+def split_passes(
+    powers: dict[int, list[Steps]], columns: int, largest: int, geometry: Geometry, name: str, limit: int = 0
+):
+    """Orders `powers` {power of 16: steps} from high to low and cuts sums that could exceed `limit`, or overflow the
+    accumulators.
 
     `largest` bounds a stored nibble. Returns (list of (steps, joins by a nibble), largest magnitude of the joined sum);
     raises CapacityError if that needs more than wide_bits.
     """
-    limit = (1 << (geometry.accumulator_bits - 1)) - 1
+    limit = limit or (1 << (geometry.accumulator_bits - 1)) - 1
     passes: list[tuple[Steps, bool]] = []
     high = low = np.zeros(columns, np.int64)
     worst = 0
@@ -210,7 +213,8 @@ def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | No
         for i in range(layout.nibbles):
             pad = 0 if whole is not None else layout.bias >> ACTIVATION_BITS * i & NIBBLE
             powers[i] = [Steps(plane + i * layout.stride + words, taps, weights, np.full(len(words), pad, np.int64))]
-        passes, worst = split_passes(powers, geometry.group_columns, NIBBLE, geometry, op.name)
+        limit = (1 << LANE_SUM_BITS) - 1 if whole is not None else 0
+        passes, worst = split_passes(powers, geometry.group_columns, NIBBLE, geometry, op.name, limit)
         if whole is not None:
             worst *= layout.lanes
             check_wide(worst, geometry, op.name)

@@ -80,7 +80,7 @@ HEADER0 = Layout(
     ("columns", 7, "columns that hold results, from column 0"),
     ("residual", 1, "1: add a residual"),
     ("reduce", 1, "1: sum all lanes; the result is lane 0"),
-    ("wide", 1, "1: hand the sums out whole, inverted, as planes of nibbles"),
+    ("wide", 1, "1: hand the sums out whole, as planes of nibbles"),
     ("last", 1, "1: no job follows in this layer"),
 )
 HEADER1 = Layout(
@@ -120,10 +120,11 @@ def channel_layout(geometry: Geometry) -> Layout:
     """Entry of the channel table: how a sum becomes a nibble."""
     return Layout(
         "channel",
-        ("constant", -geometry.wide_bits, "added to the sum: minus threshold 16, or one pass's share of it"),
+        ("constant", -geometry.wide_bits, "threshold 16, or one pass's share of it"),
         ("distance", geometry.search_bits - 1, "from threshold 16 to threshold 24, or 1 less"),
         ("carries", CARRY_BITS, "of the search's four steps: 2, 4, 8 and 16 bits"),
-        ("lag", 1, "1: odd thresholds are 1 further from the first (`flip`: the last) one than even ones"),
+        ("late_odd", 1, "1: the last step's distance down is 1 less"),
+        ("late_even", 1, "1: the last step's distance up is 1 less"),
         ("low", ACTIVATION_BITS, "smallest result"),
         ("span", ACTIVATION_BITS, "largest result, less the smallest"),
         ("flip", 1, "1: results fall as the sum rises"),

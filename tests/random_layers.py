@@ -32,28 +32,38 @@ def random_weights(rng: np.random.Generator, shape: tuple[int, ...], bits: int, 
     return np.where(keep, weights, 0).astype(np.int16)
 
 
+def even_thresholds(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
+    """int64 (C, 31): a random line for each channel, whose middle lies within +-reach; some late at odd or even numbers.
+
+    Distances are anything from 0 to far beyond the reach, whole ones as often as not.
+    """
+    channels = len(reach)
+    slope = np.where(rng.random(channels) < 0.7, reach / 12, reach * 3) * rng.random(channels) ** 3
+    slope[rng.random(channels) < 0.05] = 0
+    middle = rng.uniform(-1.1, 1.1, channels) * reach
+    whole = rng.random(channels) < 0.5
+    slope, middle = np.where(whole, np.round(slope), slope), np.where(whole, np.round(middle), middle)
+    number = np.arange(1, 32)
+    line = middle[:, None] + (number - 16) * slope[:, None]
+    late = np.where(whole & (slope >= 1), rng.integers(-1, 2, channels), 0)[:, None]
+    behind = np.where(late > 0, number % 2 == 1, (late < 0) & (number % 2 == 0))
+    return np.where(behind, np.floor(line) + 1, np.ceil(line)).astype(np.int64)
+
+
 def random_requantize(rng, op, tensors: dict[str, Tensor], residual: str | None) -> Requantize:
-    """Thresholds across the reachable range, a few out of reach, half of them in one tight cluster."""
+    """Random even thresholds, most of them around the reachable range, and any range of results."""
     source, target = tensors[op.input], tensors[op.output]
     low, high = accumulator_range(op, source)
     channels = target.shape.channels
-    shift, gain = 0, np.zeros(channels, np.int64)
-    if residual is not None:
-        shift, gain = int(rng.integers(0, 5)), rng.integers(-300, 301, channels)
-    reach = np.maximum((np.maximum(-low, high) << shift) + np.abs(gain) * 15, 1)
-    width = np.where(rng.random(channels) < 0.5, reach, np.sqrt(reach) + 2)[:, None]
-    thresholds = np.sort(np.round(rng.uniform(-1, 1, (channels, 15)) * width).astype(np.int64), axis=1)
-    never = (1 << 23) - 1
-    spare = 15 - ((1 << target.bits) - 1)
-    if target.signed:
-        thresholds[:, : spare // 2 + spare % 2] = -never
-        thresholds[:, 15 - spare // 2 :] = never
-    else:
-        thresholds[:, 15 - spare :] = never
-    descending = rng.random(channels) < 0.3
-    if target.bits < 4:
-        descending[:] = False
-    return Requantize(thresholds, descending, residual, shift, gain)
+    thresholds = even_thresholds(rng, np.maximum(np.maximum(-low, high), 1))
+    lowest = target.low + (8 if target.signed else 0)
+    levels = target.high - target.low
+    narrow = rng.random(channels) < 0.3
+    first = np.where(narrow, rng.integers(0, levels + 1, channels), 0)
+    span = np.where(narrow, rng.integers(0, levels + 1, channels), levels)
+    return Requantize(
+        thresholds, rng.random(channels) < 0.3, lowest + first, np.minimum(span, levels - first), residual
+    )
 
 
 def random_layer(seed: int, geometry: Geometry, large: bool = True) -> tuple[Network, np.ndarray]:
