@@ -53,8 +53,8 @@ class Lanes(Module):
     Inputs, each in its cycle from the turn on: `idle` (0), 0 in a source's turn; `join` and `by_nibble` (1) add `partials`; the entry's
     fields and `wide` (SUM); `residuals` with `use_residual` (RESIDUAL). Outputs: `values` (VALUE), `nibbles` (LATENCY).
 
-    What leaves the OR with `sum_lanes` (SUM) enters it again `reduce_delay` cycles after its turn: the sum of all
-    lanes' lowest LANE_SUM_BITS, unsigned, in lane 0.
+    What leaves the OR with `sum_lanes` (SUM) comes again `reduce_delay` cycles later, in lane 0, as the sum of all lanes'
+    lowest LANE_SUM_BITS, unsigned.
     """
 
     def __init__(self, geometry: Geometry, sources):
@@ -94,10 +94,12 @@ class Lanes(Module):
         plain = Signal(len(self.partials), reset=ones, reset_less=True)
         shifted = Signal(len(self.partials), reset=ones, reset_less=True)
         self.sync += [
-            sums.eq(merged | self.sum_of_lanes(sums)),
+            sums.eq(merged),
             If(self.join & ~self.by_nibble, plain.eq(self.partials)).Else(plain.eq(ones)),
             If(self.join & self.by_nibble, shifted.eq(self.partials)).Else(shifted.eq(ones)),
         ]
+
+        self.sum_over_lanes(merged, sums)
 
         # Cycle 2: values. The constant's bits are all ones where a partial stands.
         covers_low, covers_high = Signal(), Signal()
@@ -182,16 +184,18 @@ class Lanes(Module):
             results.append(result)
         self.comb += self.nibbles.eq(Cat(*results))
 
-    def sum_of_lanes(self, sums):
-        """The sum of all lanes, in lane 0: a tree of registered adders, each as wide as its sum."""
-        tree = [sums[self.sum_bits * lane :][:LANE_SUM_BITS] for lane in range(self.lanes)]
-        valid = delay_valid(self, self.sum_lanes, log2_int(self.lanes) - 1)
+    def sum_over_lanes(self, merged, sums):
+        """Sums of all lanes go to lane 0 of `sums`: a tree of registered adders, each as wide as its sum."""
+        field = [slice(self.sum_bits * lane, self.sum_bits * lane + LANE_SUM_BITS) for lane in range(self.lanes)]
+        # Lane 0 of `sums` may be taken by the sum of an earlier column.
+        tree = [delay(self, merged[field[0]], 1), *(sums[bits] for bits in field[1:])]
         while len(tree) > 1:
             totals = [Signal(len(tree[0]) + 1, reset_less=True) for _ in tree[::2]]
-            added = [total.eq(left + right) for total, left, right in zip(totals, tree[::2], tree[1::2], strict=True)]
-            self.sync += added if len(tree) > 2 else If(valid, *added).Else(totals[0].eq(0))
+            self.sync += [
+                total.eq(left + right) for total, left, right in zip(totals, tree[::2], tree[1::2], strict=True)
+            ]
             tree = totals
-        return tree[0]
+        self.sync += If(delay_valid(self, self.sum_lanes, log2_int(self.lanes)), sums[: self.sum_bits].eq(tree[0]))
 
     def narrowed(self, value):
         """`value` in `bits`; one that does not fit keeps its sign and gets at least 3/4 of the largest magnitude."""
