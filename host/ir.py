@@ -266,3 +266,17 @@ def check_requantize(requantize: Requantize, op: Conv | Pool, tensors: dict, kno
     )
     text = f"(accumulator << shift) + gain * residual must stay below {ACCUMULATOR_LIMIT}, not reach {reach.max()}"
     require(bool(reach.max() < ACCUMULATOR_LIMIT), op.name, text)
+
+
+def kept_density(network: Network, block: int) -> float:
+    """The fraction of kernel elements that an array executes: those of every slot in which at least one of `block`
+    consecutive output channels has a weight. Counts convolutions, not layers behind the last pooling to one pixel."""
+    kept = total = 0
+    for op in network.ops:
+        if isinstance(op, Conv) and network.tensors[op.input].shape[1:] != (1, 1):
+            used = op.weights != 0
+            for start in range(0, len(used), block):
+                part = used[start : start + block]
+                kept += int(part.any(axis=0).sum()) * len(part)
+            total += used.size
+    return kept / total if total else 1.0

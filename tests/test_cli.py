@@ -28,7 +28,7 @@ from sentei.overlay.geometry import PRESETS
 from sentei.overlay.program import Program
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("compile", "run", "verify", "bench", "info", "build", "demo")
+COMMANDS = ("compile", "run", "verify", "bench", "info", "build", "demo", "train", "curve", "accuracy")
 NAMES = ("shirt", "shoe", "bag", "coat", "[hat]")
 GEOMETRY = ("--geometry", "8x8")
 
