@@ -15,6 +15,7 @@ import operator
 import pickle
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -799,7 +800,10 @@ def test_the_networks_that_come_along_can_be_quantized(name):
 # Training
 
 
-PLAN = Plan(float_epochs=2, epochs=2, batch=16, float_learning_rate=0.1, learning_rate=0.05, max_shift=1, group=GROUP)
+PLAN = Plan(
+    float_epochs=2, float_cycles=1, epochs=2, batch=16, float_learning_rate=0.1, learning_rate=0.05, max_shift=1,
+    group=GROUP,
+)
 KEEPS = (Fraction(1, 2), Fraction(1, 4))
 
 
@@ -812,6 +816,21 @@ def whole(tmp_path_factory):
     """A run that nothing interrupted: its folder, and its finished models."""
     work = tmp_path_factory.mktemp("whole")
     return work, points_of(work)
+
+
+def test_the_float_network_goes_through_cycles_of_half_the_peak(tmp_path):
+    plan = replace(PLAN, float_epochs=1, float_cycles=3, epochs=0)
+    moments = []
+    points_of(tmp_path, keeps=KEEPS[:1], plan=plan, watch=moments.append)
+    stages = ("float", "float, cycle 2", "float, cycle 3")
+    assert [stage for stage in stages if any(moment.stage == stage for moment in moments)] == list(stages)
+    names = ("float.pt", "float-2.pt", "float-3.pt")
+    states = [load_checkpoint(tmp_path / name, torch.device("cpu")) for name in names]
+    assert [state["settings"]["learning_rate"] for state in states] == [0.1, 0.05, 0.025]
+    assert len({state["settings"]["seed"] for state in states}) == 3
+    resumed = []
+    points_of(tmp_path, keeps=KEEPS[:1], plan=plan, watch=resumed.append, resume=True)
+    assert not resumed
 
 
 def assert_same_states(one, other, name: str = "") -> None:

@@ -43,8 +43,8 @@ from sentei.overlay.geometry import PRESETS  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20210823
 TRAIN, TEST = 60, 20
-SHORT = ("--epochs", 1, "--float-epochs", 1, "--train-images", 40, "--geometry", "8x8")
-UNTRAINED = ("--epochs", 0, "--float-epochs", 0, "--train-images", 24, "--geometry", "8x8")
+SHORT = ("--epochs", 1, "--float-epochs", 1, "--float-cycles", 1, "--train-images", 40, "--geometry", "8x8")
+UNTRAINED = ("--epochs", 0, "--float-epochs", 0, "--float-cycles", 1, "--train-images", 24, "--geometry", "8x8")
 GROUP = PRESETS["8x8"].group_columns
 
 torch.set_num_threads(1)
@@ -145,7 +145,8 @@ def test_train_writes_a_model_and_its_card(cifar, trained):
     assert all(density < 0.2 for density in card["layers"].values())
     assert sum(layer.bound_cycles for layer in program.layers) <= card["cycles"] < 2e5
     assert card["cycles_on"] == "8x8 simulated, memory zynq-hp"
-    assert card["plan"] == json.loads(json.dumps(Plan(float_epochs=1, epochs=1, group=GROUP).settings()))
+    plan = Plan(float_epochs=1, float_cycles=1, epochs=1, group=GROUP)
+    assert card["plan"] == json.loads(json.dumps(plan.settings()))
     assert card["packages"]["torch"] == version("torch") and "brevitas" in card["packages"]
     assert card["python"].count(".") == 2 and card["seconds"] >= 0
     repeated = shlex.split(card["command"])
@@ -169,7 +170,7 @@ def test_train_resumes_and_repeats_nothing_that_is_done(cifar, trained, tmp_path
     images = data.load_split("cifar10", "test", cifar).images
     np.testing.assert_array_equal(*(reference.predict(load(path), images)
                                     for path in (folder / "out" / "tiny.onnx", tmp_path / "again.onnx")))
-    other = ("--epochs", 2, "--float-epochs", 1, "--train-images", 40, "--geometry", "8x8")
+    other = ("--epochs", 2, "--float-epochs", 1, "--float-cycles", 1, "--train-images", 40, "--geometry", "8x8")
     refused("train", "resnet8", "-o", tmp_path / "other.onnx", *options[:-len(SHORT)], *other,
             text=r"keep-1-9\.pt must come from a run with {.*'epochs': 2.*}, not {.*'epochs': 1.*}; repeat those opt")
 
@@ -365,7 +366,7 @@ def test_what_cannot_be_written_is_named(cifar, tmp_path, no_cycles):
     refused("train", "resnet8", "-o", tmp_path / "file" / "model.onnx", "--folder", cifar, "--work", tmp_path / "work",
             *UNTRAINED, text=rf"/file/model\.onnx: {text}write it elsewhere")
     refused("train", "resnet8", "-o", tmp_path / "model.onnx", "--folder", cifar, "--work", tmp_path / "file",
-            "--train-images", 8, "--epochs", 1, "--float-epochs", 1,
+            "--train-images", 8, "--epochs", 1, "--float-epochs", 1, "--float-cycles", 1,
             text=rf"/file/resnet8-cifar10/float\.pt {text}what it held before is intact")
 
 

@@ -38,7 +38,8 @@ DataName = Annotated[str, typer.Option("--data", help="cifar10, fashion-mnist or
 Folder = Annotated[Path | None, typer.Option(help="folder of the data set's files")]
 Float = Annotated[Path | None, typer.Option("--float", help="weights of a trained float network (a state_dict, or a "
                                             "checkpoint float.pt): no float training")]
-FloatEpochs = Annotated[int, typer.Option(min=0, help="epochs of the float network")]
+FloatCycles = Annotated[int, typer.Option(min=1, help="cycles of the learning rate for the float network")]
+FloatEpochs = Annotated[int, typer.Option(min=0, help="epochs of each cycle of the float network")]
 Epochs = Annotated[int, typer.Option(min=0, help="epochs of each density, quantized")]
 Layer = Annotated[list[str] | None, typer.Option(help="least density of single layers, as '*shortcut*=1/3'; may be "
                                                  "repeated")]
@@ -74,6 +75,7 @@ def train(
     folder: Folder = None,
     float_weights: Float = None,
     float_epochs: FloatEpochs = 45,
+    float_cycles: FloatCycles = 2,
     epochs: Epochs = 20,
     layer: Layer = None,
     group: Group = None,
@@ -112,6 +114,7 @@ def curve(
     folder: Folder = None,
     float_weights: Float = None,
     float_epochs: FloatEpochs = 45,
+    float_cycles: FloatCycles = 2,
     epochs: Epochs = 10,
     layer: Layer = None,
     group: Group = None,
@@ -269,7 +272,7 @@ class _Run:
         if self.memory not in MEMORY_MODELS:
             raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {self.memory!r}")
         self.plan = pipeline.Plan(
-            float_epochs=options["float_epochs"], epochs=options["epochs"],
+            float_epochs=options["float_epochs"], float_cycles=options["float_cycles"], epochs=options["epochs"],
             floors=dict(_layer_density(text) for text in options["layer"] or ()),
             group=options["group"] or geometry.group_columns,
             aligned=not options["unstructured"], seed=options["seed"], holdout=options["holdout"],
@@ -290,7 +293,9 @@ class _Run:
         network = NETWORKS[self.network](self.data.train.images.shape[1], len(self.data.classes))
         if self.float_weights is not None:
             pipeline.load_float(network, self.float_weights)
-        epochs = len(keeps) * self.plan.epochs + (0 if self.float_weights else self.plan.float_epochs)
+        epochs = len(keeps) * self.plan.epochs
+        if self.float_weights is None:
+            epochs += self.plan.float_cycles * self.plan.float_epochs
         with _training_bar(epochs) as watch:
             yield from pipeline.prune_and_retrain(
                 network, self.data, keeps, self.plan, work=self.work, resume=self.resume,

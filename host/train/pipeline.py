@@ -55,7 +55,8 @@ PRUNING_SHARE = 0.5  # of a stage, after which the masks stay
 class Plan:
     """How a network is trained. The defaults are those of the committed models."""
 
-    float_epochs: int = 45
+    float_epochs: int = 45  # of each cycle
+    float_cycles: int = 2  # of the learning rate, each with half the peak of the one before (arXiv:1608.03983)
     epochs: int = 10  # for each density
     float_learning_rate: float = 0.2
     learning_rate: float = 0.05
@@ -114,9 +115,11 @@ def prune_and_retrain(
     settings: dict[str, object] = {"data": data.name, "holdout": plan.holdout}
     teacher = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _prunable(teacher, train, keeps, plan)  # refuses what cannot be done before hours of training
-    if not pretrained:
-        fit(teacher, train, test, _recipe(plan, plan.float_epochs, plan.float_learning_rate), seed=plan.seed,
-            stage="float", checkpoint=work and work / "float.pt", settings=settings, resume=resume, watch=watch)
+    for cycle in range(0 if pretrained else plan.float_cycles):
+        fit(teacher, train, test, _recipe(plan, plan.float_epochs, plan.float_learning_rate / 2**cycle),
+            seed=plan.seed + 1000 * cycle, stage="float" if not cycle else f"float, cycle {cycle + 1}",
+            checkpoint=work and work / ("float.pt" if not cycle else f"float-{cycle + 1}.pt"),
+            settings=settings, resume=resume, watch=watch)
     float_accuracy = accuracy(teacher, test)
     student, pruner = _prunable(teacher, train, keeps, plan)
     recipe = _recipe(plan, plan.epochs, plan.learning_rate, distillation=plan.distillation,
