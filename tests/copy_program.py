@@ -48,6 +48,5 @@ def copy_program(
         output_offset=(1.0,) * CHANNELS,
         trace_tensors=(tensor,),
         trace_bytes=count * geometry.word_bytes,
-        runs=1,
         layers=(),
     )
