@@ -7,6 +7,7 @@ away the tap's pixels lie, and which lanes of them are inside the map.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
@@ -77,18 +78,18 @@ class Tables:
 def output_tiles(layout: PlaneLayout) -> list[tuple[int, int, int, np.ndarray, np.ndarray]]:
     """(phase row, phase column, word of the phase, y, x) of each word that holds pixels; y, x are int64 (lanes,).
 
-    Lanes without a pixel have y = -1.
+    Lanes without a pixel have y = -1. Words of the upper part of the map come first, whatever their phase: so that the
+    next operator's first tiles read what was written early.
     """
     tiles = []
-    for phase_y in range(min(layout.modulus[0], layout.height)):
-        for phase_x in range(min(layout.modulus[1], layout.width)):
-            for word in range(layout.phase_words):
-                pixel = word * layout.lanes + np.arange(layout.lanes)
-                y = phase_y + layout.modulus[0] * (pixel // layout.pitch)
-                x = phase_x + layout.modulus[1] * (pixel % layout.pitch)
-                inside = (y < layout.height) & (x < layout.width)
-                if inside.any():
-                    tiles.append((phase_y, phase_x, word, np.where(inside, y, -1), x))
+    phases = product(range(min(layout.modulus[0], layout.height)), range(min(layout.modulus[1], layout.width)))
+    for word, (phase_y, phase_x) in product(range(layout.phase_words), list(phases)):
+        pixel = word * layout.lanes + np.arange(layout.lanes)
+        y = phase_y + layout.modulus[0] * (pixel // layout.pitch)
+        x = phase_x + layout.modulus[1] * (pixel % layout.pitch)
+        inside = (y < layout.height) & (x < layout.width)
+        if inside.any():
+            tiles.append((phase_y, phase_x, word, np.where(inside, y, -1), x))
     return tiles
 
 
