@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
@@ -364,52 +365,49 @@ class Run:
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """The runs of a picture and the stream address of each."""
+    """The runs of a picture and the stream address of each; chunks take one of `buffers` places in turn: with two, a
+    chunk is loaded while the run before it computes."""
 
     runs: list[Run]
     addresses: list[int]
+    buffers: int
 
 
 def plan_streams(streams: Streams, geometry: Geometry, network: Network) -> StreamPlan:
     """Keep on chip what fits, the largest layers last. The last layer has a run of its own: it may not begin before
     the previous picture's result is stored."""
-    layers = len(streams.jobs)
     lengths = [max(sum(job.words for job in jobs) for jobs in shares) for shares in streams.jobs]
-    order = sorted(range(layers), key=lambda index: -lengths[index])
-    streamed: set[int] = set()
-    while True:
-        segments = make_segments(streams, streamed)
-        resident = sum(run.words for run in segments if not run.chunk)
-        half = (geometry.stream_words - resident) // 2
-        largest = max((job.words for index in streamed for jobs in streams.jobs[index] for job in jobs), default=0)
-        if half >= largest and half >= 0:
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+    def longest_job(layer: int) -> int:
+        return max(job.words for jobs in streams.jobs[layer] for job in jobs)
+
+    for buffers, count in product((2, 1), range(len(lengths) + 1)):
+        segments = make_segments(streams, set(order[:count]))
+        room = geometry.stream_words - sum(run.words for run in segments if not run.chunk)
+        place = room // buffers
+        if place >= max(map(longest_job, order[:count]), default=0):
             break
-        if len(streamed) == layers:
-            break
-        streamed.add(order[len(streamed)])
-    buffers = 2
-    if half < largest:
-        buffers, half = 1, geometry.stream_words - resident
-        if half < largest:
-            index = max(streamed, key=lambda i: max(job.words for jobs in streams.jobs[i] for job in jobs))
-            raise CapacityError(
-                f"{network.name}: {network.ops[index].name}: one block of output channels needs {largest} stream "
-                f"words, the geometry has {geometry.stream_words}; use a geometry with more stream_words, or fewer "
-                "input channels"
-            )
+    else:
+        worst = max(range(len(lengths)), key=longest_job)
+        raise CapacityError(
+            f"{network.name}: {network.ops[worst].name}: one block of output channels needs {longest_job(worst)} "
+            f"stream words, the geometry has {geometry.stream_words}; use a geometry with more stream_words, or fewer "
+            "input channels"
+        )
     runs, addresses = [], []
-    free, turn = buffers * half if streamed else 0, 0
+    free, turn = buffers * place if count else 0, 0
     for segment in segments:
         if not segment.chunk:
             runs.append(segment)
             addresses.append(free)
             free += segment.words
             continue
-        for chunk in make_chunks(segment, half, geometry):
+        for chunk in make_chunks(segment, place, geometry):
             runs.append(chunk)
-            addresses.append(turn * half)
+            addresses.append(turn * place)
             turn = (turn + 1) % buffers
-    return StreamPlan(runs, addresses)
+    return StreamPlan(runs, addresses, buffers)
 
 
 def make_segments(streams: Streams, streamed: set[int]) -> list[Run]:
