@@ -156,7 +156,7 @@ class SenteiOverlay(pynq.Overlay):
         return Outputs.of(self._loaded, data)
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Outputs]:
-        """Pictures (C, H, W), one after the other, to outputs in the same order; two are in flight at a time."""
+        """Pictures (C, H, W), one after the other, to outputs in the same order; a few are in flight at a time."""
         self._activate()
         _complete(self._prepare())
         waiting: deque[tuple] = deque()

@@ -310,7 +310,7 @@ def job_fields(op: Conv | Pool, job: Job, placed: dict[str, Placement], channel:
 def pack_job(job: Job, fields: tuple[dict, dict], waits: Waits, ends_layer: bool, geometry: Geometry) -> Packed:
     first, second = fields
     largest = (1 << HEADER1["steps"].width) - 1
-    if job.block.steps > largest:
+    if largest < job.block.steps <= geometry.stream_words - HEADER_WORDS:
         raise CapacityError(f"has {job.block.steps} steps, more than {largest}; use fewer input channels")
 
     def header(base: int, last: bool) -> bytes:
