@@ -19,6 +19,7 @@ has room for all of them: so nothing behind the grant ever waits.
 
 from migen import *
 from migen.genlib.fifo import SyncFIFO
+from migen.genlib.record import Record, layout_len
 
 from sentei.gateware.activation_memory import ActivationPort
 from sentei.gateware.common import delay, delay_valid, fields_of, nibble
@@ -59,20 +60,23 @@ class Requantizer(Module):
         unlock = Signal()
         wide_take = Signal()
         self.comb += take.eq(wide_take)
+        settling = Signal(max=128)  # a sum of lanes is still on its way and must not be overtaken
         granted = C(0)
-        statements = []
+        statements = [If(settling != 0, settling.eq(settling - 1))]
         for drain in drains:
-            enough = Signal()
+            enough, follows = Signal(), Signal()
             self.comb += [
+                follows.eq(drain.join | drain.reduce | (settling == 0)),
                 enough.eq(drain.join | drain.wide | (credits >= drain.columns)),
                 drain.hold.eq(locked),
-                drain.grant.eq(drain.request & enough & (occupied == 0) & ~locked & ~granted),
+                drain.grant.eq(drain.request & enough & (occupied == 0) & ~locked & ~granted & follows),
             ]
             statements += [
                 If(
                     drain.grant,
                     occupied.eq(Mux(drain.join & (drain.columns < JOIN_CYCLES), JOIN_CYCLES, drain.columns) - 1),
                     locked.eq(drain.wide & ~drain.join),
+                    If(drain.reduce & ~drain.join, settling.eq(drain.columns + log2_int(lanes))),
                 )
             ]
             self.comb += If(drain.grant & ~drain.join & ~drain.wide, take.eq(drain.columns))
@@ -227,6 +231,9 @@ class Requantizer(Module):
         shift = when(now.shift)
         use_residual = when(now.use_residual)
         word = when(output)
+        finished = Signal()
+        self.comb += finished.eq(emit & last_piece & (column == now.columns - 1))
+        fate = when(Cat(finished, now.signal, owner))  # what the group is told when this result is written
         handed_out = when(now.wide)
         which = when(piece)
         gain = delay(self, entry.gain, late)
@@ -280,23 +287,32 @@ class Requantizer(Module):
         stages = 1 + ACTIVATION_BITS
         flip = delay(self, flip, stages)
         word = delay(self, word, stages)
+        fate = delay(self, fate, stages)
         handed_out = delay(self, handed_out, stages)
 
-        self.submodules.queue = queue = SyncFIFO(len(writer.word) + len(writer.data), queue_depth)
+        entry_layout = [("word", len(writer.word)), ("data", len(writer.data)), ("fate", len(fate))]
+        self.submodules.queue = queue = SyncFIFO(layout_len(entry_layout), queue_depth)
+        pushed, popped = Record(entry_layout), Record(entry_layout)
         results = [Signal(ACTIVATION_BITS) for _ in range(lanes)]
         self.comb += [
             If(handed_out, result.eq(u)).Else(result.eq(count ^ flip))
             for result, u, count in zip(results, us, counts, strict=True)
         ]
-        address = Signal.like(writer.word)
+        written, signal, whose = Signal(), Signal(), Signal.like(owner)
         self.comb += [
-            address.eq(word),
+            pushed.word.eq(word),
+            pushed.data.eq(Cat(*results)),
+            pushed.fate.eq(fate),
             queue.we.eq(valid),
-            queue.din.eq(Cat(address, *results)),
+            queue.din.eq(pushed.raw_bits()),
+            popped.raw_bits().eq(queue.dout),
             writer.valid.eq(queue.readable),
-            writer.word.eq(queue.dout[: len(writer.word)]),
-            writer.data.eq(queue.dout[len(writer.word) :]),
+            writer.word.eq(popped.word),
+            writer.data.eq(popped.data),
             queue.re.eq(writer.ready),
             give.eq(writer.valid & writer.ready),
+            Cat(written, signal, whose).eq(popped.fate),
         ]
+        for index, drain in enumerate(drains):
+            self.sync += [drain.written.eq(give & written & (whose == index)), drain.signal.eq(signal)]
         self.comb += self.busy.eq((credits != queue_depth) | locked)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-STALLS = ("drain_stalls", "setup", "idle")
+STALLS = ("drain_stalls", "waits", "setup", "idle")
 
 
 def _pyplot():

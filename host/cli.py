@@ -30,6 +30,7 @@ from sentei.host.console import (
 from sentei.host.train import commands as training
 from sentei.overlay.errors import SenteiError
 from sentei.overlay.program import Program
+from sentei.overlay.registers import PROFILE_CAUSES
 
 app = typer.Typer(
     help="Deploy deeply pruned INT4 convolutional networks on FPGAs, or on a simulated one.",
@@ -175,7 +176,8 @@ def bench(
     """Cycles of each layer beside its bound: surviving MACs / array size.
 
     Utilisation is bound / cycles. The columns after it say what the groups' cycles were spent on: steps are array
-    cycles, drain waits for the result bus, setup reads headers and fills the pipeline, idle has nothing left to do.
+    cycles, drain waits for the result bus, waits are for results of other groups, setup reads headers and fills the
+    pipeline, idle has nothing to do.
     """
     from sentei.host.charts import cycles_chart
     from sentei.host.measure import benchmark, random_images
@@ -184,22 +186,20 @@ def bench(
     with opened(target, geometry, memory) as overlay:
         program = program_for(overlay.manifest.geometry)
         overlay.load(program)
-        result = benchmark(overlay, random_images(program, 2))
+        result = benchmark(overlay, random_images(program, 4))
         figures = result.to_dict(program, overlay)
     groups = program.geometry.groups
     table = Table(
         title=f"{program.name}, {program.geometry}, memory {figures['memory_model']['name']}", title_justify="left"
     )
-    for name in ("layer", "kind", "cycles", "bound", "utilisation", "steps", "drain", "setup", "idle"):
+    for name in ("layer", "kind", "cycles", "bound", "utilisation", "steps", "drain", "waits", "setup", "idle"):
         table.add_column(name, justify="left" if name in ("layer", "kind") else "right", overflow="fold")
     for layer in result.layers:
-        spent = [f"{layer[name] / groups / layer['cycles']:.0%}" for name in ("steps", "drain_stalls", "setup", "idle")]
+        spent = [f"{layer[cause] / groups / layer['cycles']:.0%}" for cause in PROFILE_CAUSES]
         figure = f"{layer['utilisation']:.0%}" if layer["bound_cycles"] else ""
-        row = (layer["name"], layer["kind"], str(layer["cycles"]), f"{layer['bound_cycles']:.1f}", figure)
+        row = (layer["name"], layer["kind"], f"{layer['cycles']:.0f}", f"{layer['bound_cycles']:.1f}", figure)
         table.add_row(*row, *spent)
     table.add_section()
-    transfers = result.cycles - sum(layer["cycles"] for layer in result.layers)
-    table.add_row("picture in, result out", "", str(transfers))
     table.add_row("whole picture", "", str(result.cycles), f"{result.bound_cycles:.1f}", f"{result.utilisation:.0%}")
     console.print(table)
     say(f"{figures['fps_100mhz']:.0f} pictures a second at 100 MHz; simulated at {result.simulated_khz:.0f} kHz")

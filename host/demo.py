@@ -65,8 +65,8 @@ def run_demo(models: Path, output: Path, count: int, step) -> tuple[dict, list[P
             overlay.load(compile_network(network, overlay.manifest.geometry, CLASSES))
             with step(f"{kind}: classifying {count} pictures") as progress:
                 outputs = []
-                for number, image in enumerate(batch):
-                    outputs.append(overlay.run(image[None]).logits[0])
+                for number, values in enumerate(overlay.stream(iter(batch))):
+                    outputs.append(values.logits)
                     progress(number + 1, count)
             cycles[kind] = overlay.last_cycles
             if kind == "ninth":

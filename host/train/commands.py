@@ -347,7 +347,7 @@ class _Run:
         with opened("sim", self.geometry, self.memory) as overlay:
             program = compile_network(load(model), overlay.manifest.geometry)
             overlay.load(program)
-            return benchmark(overlay, random_images(program, 3)).cycles
+            return benchmark(overlay, random_images(program, 4)).cycles
 
 
 def _check_suffix(path: Path, suffix: str) -> None:
