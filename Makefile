@@ -2,11 +2,12 @@
 
 VENV := .venv
 SETUP := scripts/setup.sh
+CIFAR10 := $(or $(SENTEI_CIFAR10),build/cifar10)
 REQUIREMENTS := pyproject.toml constraints.txt $(SETUP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo test test-train lint docs clean
+.PHONY: help packages setup setup-train demo test test-train accuracy lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,7 +36,11 @@ test: setup ## check style and types, and run every test (those of the training 
 	$(VENV)/bin/python -m pytest -rs
 
 test-train: setup-train ## run the training tests, which need PyTorch
-	$(VENV)/bin/python -m pytest -rs tests/test_train.py
+	$(VENV)/bin/python -m pytest -rs tests/test_train.py tests/test_train_commands.py
+
+accuracy: setup ## accuracy of the CIFAR-10 models, all test images (CIFAR10=folder of its binary version): reports/accuracy.json
+	$(VENV)/bin/sentei accuracy models/resnet*-c10-*.onnx --data cifar10 --folder $(CIFAR10) \
+		--compare 200 --simulate 20 --json reports/accuracy.json
 
 lint: setup ## check style and types
 	$(VENV)/bin/ruff check .

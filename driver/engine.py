@@ -24,7 +24,7 @@ ERROR_TEXTS = {
 STATE_REGISTERS = (
     "completed",
     "instruction_pointer",
-    "layer",
+    "epochs",
     "error_address",
     "read_address",
     "write_address",
@@ -118,7 +118,7 @@ class EngineDriver(pynq.DefaultIP):
             pynq.interrupt._InterruptController._controllers.clear()
 
     def profile(self) -> list[dict[str, int]]:
-        """The profile's records, oldest first: one for each layer run since it was cleared."""
+        """The profile's records, oldest first: one for each layer and group since it was cleared."""
         records = []
         for record in range(self.get("profile_count")):
             values = {}

@@ -32,7 +32,7 @@ class PynqMissingError(SenteiError, ImportError):
 class EngineStateError(DeviceError):
     """An error that carries what the engine was doing.
 
-    `state` has the fields of the status register and instruction_pointer, layer, completed, error_address,
+    `state` has the fields of the status register and instruction_pointer, epochs, completed, error_address,
     read_address and write_address; it is empty if the registers could not be read either.
     """
 
@@ -59,7 +59,7 @@ def describe(state: dict[str, int]) -> str:
         return "its registers cannot be read"
     dma = " and ".join(name for name in ("loading", "storing") if state.get(name)) or "idle"
     return (
-        f"instruction {state['instruction_pointer']}, layer {state['layer']}, "
+        f"instruction {state['instruction_pointer']}, epochs {state['epochs']:#x}, "
         f"busy {state['busy']}, queued {state['queued']}, groups busy {state['groups_busy']:#x}, "
         f"{state['completed']} jobs completed; DMA {dma}, "
         f"last read at {state['read_address']:#010x}, last write at {state['write_address']:#010x}"

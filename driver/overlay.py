@@ -27,7 +27,7 @@ from sentei.driver.quiet_pynq import pynq
 from sentei.overlay.errors import InputError
 from sentei.overlay.manifest import Manifest
 from sentei.overlay.program import Program
-from sentei.overlay.registers import JOB_QUEUE_DEPTH
+from sentei.overlay.registers import JOB_QUEUE_DEPTH, PROFILE_CAUSES, PROFILE_WORDS
 
 NOT_LOADED = "a program must be loaded before it can run: call load(program)"
 
@@ -156,7 +156,7 @@ class SenteiOverlay(pynq.Overlay):
         return Outputs.of(self._loaded, data)
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Outputs]:
-        """Pictures (C, H, W), one after the other, to outputs in the same order; two are in flight at a time."""
+        """Pictures (C, H, W), one after the other, to outputs in the same order; a few are in flight at a time."""
         self._activate()
         _complete(self._prepare())
         waiting: deque[tuple] = deque()
@@ -185,18 +185,28 @@ class SenteiOverlay(pynq.Overlay):
         return {tensor.name: tensor.read(data, word_bytes) for tensor in self._loaded.trace_tensors}
 
     def profile(self) -> list[dict]:
-        """What each layer did in the last picture of the last run whose records all fit into the profile: a dict of the
-        layer's name and the profile's words, added up where a layer takes several runs."""
+        """What the groups did in each layer of the last picture of the last run whose records all fit into the profile.
+
+        A dict for each layer: its name; group cycles, added up over the groups, by what they were spent on: steps,
+        drain_stalls, waits, setup, idle; `cycles`, which is their sum divided by the number of groups; and the bytes
+        moved on the bus meanwhile. Layers overlap in time; their cycles add up to those of the picture.
+        """
         program = self._loaded
-        records = self.engine.profile()
-        whole = len(records) // program.runs * program.runs
-        layers: dict[int, dict] = {}
-        for record in records[max(0, whole - program.runs) : whole]:
-            number = record.pop("layer")
-            layer = layers.setdefault(number, {"name": program.layers[number].name, "layer": number})
-            for word, value in record.items():
-                layer[word] = layer.get(word, 0) + value
-        return list(layers.values())
+        groups = program.geometry.groups
+        records: list[list[dict]] = [[] for _ in range(groups)]
+        for record in self.engine.profile():
+            records[record["group"]].append(record)
+        count = len(program.layers)
+        last = min(len(own) // count for own in records) - 1
+        if last < 0:
+            return []
+        layers = []
+        for number, info in enumerate(program.layers):
+            own = [each[last * count + number] for each in records]
+            sums = {word: sum(record[word] for record in own) for word in PROFILE_WORDS if word not in ("group", "end")}
+            cycles = sum(sums[cause] for cause in PROFILE_CAUSES) / groups
+            layers.append({"name": info.name, "layer": number, "cycles": cycles, **sums})
+        return layers
 
     def _pack(self, images: np.ndarray) -> np.ndarray:
         return self._loaded.pack_input(images)

@@ -73,7 +73,7 @@ def lookup(module, init, inputs):
 
 
 def choose(module, lookups, selects):
-    """One of 1, 2, 4, 8 LUT4 outputs, of which each is used nowhere else; `selects` has its number, lowest bit first."""
+    """One of 1, 2, 4, 8 LUT4 outputs, each used nowhere else; `selects` has its number, lowest bit first."""
     for level, select in enumerate(selects):
         chosen = []
         for low, high in zip(lookups[::2], lookups[1::2], strict=True):
@@ -98,8 +98,8 @@ class ECP5Lanes(Lanes):
             return Lanes.merge(self, taken, turns)
         selects = []
         for level in range(levels):
-            second = [turns[number] for index, quarter in enumerate(quarters) for number in quarter if index >> level & 1]
-            selects.append(reduce(or_, second))
+            second = [quarter for index, quarter in enumerate(quarters) if index >> level & 1]
+            selects.append(reduce(or_, [turns[number] for quarter in second for number in quarter]))
         merged = []
         for bit in range(self.sum_bits * self.lanes):
             lookups = [lookup(self, OR, [taken[number][bit] for number in quarter]) for quarter in quarters]

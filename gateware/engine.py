@@ -16,7 +16,7 @@ master, `irq` pulses when a job ends or an error stops the engine.
 """
 
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 
 from litex.soc.interconnect.axi import AXIInterface
 from litex.soc.interconnect.csr import AutoCSR, CSRStatus, CSRStorage
@@ -29,22 +29,21 @@ from sentei.gateware.loader import Loader, Storer
 from sentei.gateware.requantizer import Requantizer
 from sentei.gateware.sequencer import Sequencer
 from sentei.overlay.geometry import Geometry
-from sentei.overlay.instructions import INSTRUCTION, fingerprint
+from sentei.overlay.instructions import EPOCH_BITS, INSTRUCTION, fingerprint
 from sentei.overlay.instructions import Memory as Target
 from sentei.overlay.registers import PROFILE_WORDS, REGISTERS, ErrorCode
 
 
 class Profile(Module):
-    """Counts what every cycle of a layer was spent on, and keeps a record of each layer (PROFILE_WORDS).
+    """Counts what every cycle of a group was spent on, and keeps a record of each layer of each (PROFILE_WORDS).
 
-    `begin` opens a layer's record and `end` closes it. `counts` maps a name in PROFILE_WORDS to what it grows by in
-    this cycle. `index` selects record * 8 + word; `data` shows it a cycle later.
+    `bytes_moved` is the number of bytes that the bus moves in this cycle. `index` selects record * 8 + word; `data`
+    shows it a cycle later. A full memory takes no more records.
     """
 
-    def __init__(self, geometry: Geometry, counts: dict):
-        self.begin = Signal()
-        self.end = Signal()
-        self.layer = Signal(16)
+    COUNTER_BITS = 24
+
+    def __init__(self, geometry: Geometry, groups, bytes_moved):
         self.clear = Signal()
         self.count = Signal(max=geometry.profile_entries + 1)
         self.index = Signal(32)
@@ -52,33 +51,63 @@ class Profile(Module):
 
         # # #
 
-        counters = {name: Signal(32) for name in PROFILE_WORDS if name != "layer"}
+        clock = Signal(32)
+        transferred = Signal(32)
+        writing = Signal()
+        self.sync += [
+            If(self.clear, clock.eq(0)).Else(clock.eq(clock + 1)),
+            If(writing | self.clear, transferred.eq(bytes_moved)).Else(transferred.eq(transferred + bytes_moved)),
+        ]
+        written = {name: Signal(32) for name in PROFILE_WORDS}
+        busy = C(0)
+        for number, group in enumerate(groups):
+            causes = dict(
+                steps=group.stepping,
+                drain_stalls=group.draining,
+                waits=group.waiting,
+                setup=group.preparing,
+                idle=group.idle,
+            )
+            taken, pending = Signal(), Signal()
+            end = Signal(32)
+            self.comb += [
+                group.record_taken.eq(~pending),
+                taken.eq(pending & ~busy),
+                If(taken, written["group"].eq(number), written["end"].eq(end)),
+            ]
+            self.sync += [
+                If(taken, pending.eq(0)),
+                If(group.layer_ends, pending.eq(1), end.eq(clock + 1)),
+                If(self.clear, pending.eq(0)),
+            ]
+            for name, cause in causes.items():
+                counter, total, record = (Signal(self.COUNTER_BITS) for _ in range(3))
+                self.comb += [total.eq(counter + cause), If(taken, written[name].eq(record))]
+                self.sync += [
+                    counter.eq(total),
+                    If(group.layer_ends, record.eq(total), counter.eq(0)),
+                    If(self.clear, counter.eq(0)),
+                ]
+            busy = busy | pending
         memory = Memory(32 * len(PROFILE_WORDS), geometry.profile_entries)
         read_port = memory.get_port(mode=READ_FIRST)
         write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
         self.specials += memory, read_port, write_port
-        running = Signal()
         word_bits = log2_int(len(PROFILE_WORDS))
-        transfers = ("read_bytes", "write_bytes")
         select = Signal(word_bits)
-        for name, counter in counters.items():
-            step = counts[name]
-            if name in transfers:  # also between runs
-                self.sync += If(self.end | self.clear, counter.eq(step)).Else(counter.eq(counter + step))
-            else:
-                self.sync += If(self.begin, counter.eq(0)).Elif(running, counter.eq(counter + step))
+        room = Signal()
         self.sync += [
-            If(self.begin, running.eq(1)).Elif(self.end, running.eq(0)),
-            If(self.end & (self.count != geometry.profile_entries), self.count.eq(self.count + 1)),
+            If(writing & room, self.count.eq(self.count + 1)),
             If(self.clear, self.count.eq(0)),
             select.eq(self.index[:word_bits]),
         ]
-        record = [self.layer if name == "layer" else counters[name] for name in PROFILE_WORDS]
-        padded = [Cat(value, C(0, 32 - len(value))) if len(value) < 32 else value for value in record]
         self.comb += [
+            writing.eq(busy),
+            room.eq(self.count != geometry.profile_entries),
+            written["bytes"].eq(transferred),
             write_port.adr.eq(self.count),
-            write_port.dat_w.eq(Cat(*padded)),
-            write_port.we.eq(self.end & (self.count != geometry.profile_entries)),
+            write_port.dat_w.eq(Cat(*[written[name] for name in PROFILE_WORDS])),
+            write_port.we.eq(writing & room),
             read_port.adr.eq(self.index[word_bits:]),
             Case(
                 select,
@@ -91,13 +120,18 @@ class Core(Module):
     """The engine without its registers: everything that a soft reset clears, but for the DMA's bus side."""
 
     def __init__(self, geometry: Geometry, reader: DMAReader, writer: DMAWriter):
-        self.submodules.sequencer = sequencer = Sequencer(geometry)
-        requantizers = range(geometry.requantizers)
         self.submodules.memory = memory = ActivationMemory(
             geometry, readers=geometry.groups + geometry.requantizers, writers=geometry.requantizers + 1
         )
-        self.groups = [Group(geometry, memory.ports[index]) for index in range(geometry.groups)]
+        self.epochs = [Signal(EPOCH_BITS, name=f"epoch{number}") for number in range(geometry.groups)]
+        self.groups = [
+            Group(geometry, memory.ports[number], epoch, self.epochs) for number, epoch in enumerate(self.epochs)
+        ]
         self.submodules += self.groups
+        self.submodules.sequencer = sequencer = Sequencer(
+            geometry, self.epochs, [group.todo for group in self.groups]
+        )
+        requantizers = range(geometry.requantizers)
         share = geometry.groups_per_requantizer
         self.requantizers = [
             Requantizer(
@@ -132,15 +166,12 @@ class Core(Module):
             field.name: sequencer.fields[field.offset : field.offset + field.width]
             for field in INSTRUCTION.fields.values()
         }
-        groups_busy = Signal(8)
-        running = Signal()
-        run_pending = Signal()
-        layer = Signal(16)
-        self.layer = layer
-        self.groups_busy = groups_busy
+        self.groups_busy = Signal(8)
         self.comb += [
-            groups_busy.eq(Cat(*[group.busy for group in self.groups])),
-            running.eq((groups_busy != 0) | reduce(or_, [requantizer.busy for requantizer in self.requantizers])),
+            self.groups_busy.eq(Cat(*[group.busy for group in self.groups])),
+            sequencer.results_busy.eq(
+                (self.groups_busy != 0) | reduce(or_, [requantizer.busy for requantizer in self.requantizers])
+            ),
             sequencer.read_command.connect(reader.sink),
             sequencer.write_command.connect(writer.sink),
             If(
@@ -155,41 +186,21 @@ class Core(Module):
             loader.units.eq(here["units"]),
             loader.address.eq(here["address"]),
             storer.start.eq(sequencer.start_store),
-            storer.address.eq(here["address"]),
-            storer.count.eq(here["count"]),
+            storer.address.eq(sequencer.store_word),
+            storer.count.eq(sequencer.store_words),
             sequencer.load_busy.eq(reader.busy | loader.busy),
             sequencer.store_busy.eq(writer.busy),
-            sequencer.run_busy.eq(run_pending),
+            sequencer.run.ready.eq(reduce(and_, [group.runs.ready for group in self.groups])),
         ]
         for group in self.groups:
-            self.comb += [group.start.eq(sequencer.start_run), group.start_address.eq(here["address"])]
-        run_ends = Signal()
-        self.sync += If(sequencer.start_run, run_pending.eq(1), layer.eq(here["layer"])).Elif(
-            run_ends, run_pending.eq(0)
-        )
-
-        def population(signals):
-            return reduce(lambda a, b: a + b, signals)
-
+            self.comb += [
+                sequencer.run.connect(group.runs, omit={"valid", "ready"}),
+                group.runs.valid.eq(sequencer.run.valid & sequencer.run.ready),
+            ]
         bus_bytes = geometry.bus_bits // 8
-        counts = dict(
-            cycles=1,
-            steps=population([group.stepping for group in self.groups]),
-            drain_stalls=population([group.draining for group in self.groups]),
-            setup=population([group.preparing for group in self.groups]),
-            idle=population([group.busy == 0 for group in self.groups]),
-            read_bytes=Mux(reader.beat, bus_bytes, 0),
-            write_bytes=Mux(writer.beat, bus_bytes, 0),
-        )
-        self.submodules.profile = profile = Profile(geometry, counts)
-        started = Signal()
-        self.sync += started.eq(sequencer.start_run)
-        self.comb += [
-            run_ends.eq(run_pending & ~started & ~running),
-            profile.begin.eq(sequencer.start_run),
-            profile.end.eq(run_ends),
-            profile.layer.eq(layer),
-        ]
+        moved = Signal(max=2 * bus_bytes + 1)
+        self.comb += moved.eq(Mux(reader.beat, bus_bytes, 0) + Mux(writer.beat, bus_bytes, 0))
+        self.submodules.profile = Profile(geometry, self.groups, moved)
 
 
 class Engine(Module, AutoCSR):
@@ -283,7 +294,7 @@ class Engine(Module, AutoCSR):
             status=status,
             completed=completed,
             instruction_pointer=sequencer.pointer,
-            layer=core.layer,
+            epochs=Cat(*[(epoch[:8]) for epoch in core.epochs[:4]]),
             error_address=error_address,
             read_address=reader.address,
             write_address=writer.address,

@@ -45,16 +45,18 @@ DECIDED = VALUE + SEARCH_LEVELS
 RESIDUAL = DECIDED - 1
 LATENCY = DECIDED + 3
 NIBBLE = (1 << ACTIVATION_BITS) - 1
+assert NO_RESIDUAL == 1 << (ACTIVATION_BITS - 1)
 
 
 class Lanes(Module):
     """`sources` are the vectors that have turns: sums, signed, `accumulator_bits` a lane, or maxima, a nibble a lane.
 
-    Inputs, each in its cycle from the turn on: `idle` (0), 0 in a source's turn; `join` and `by_nibble` (1) add `partials`; the entry's
-    fields and `wide` (SUM); `residuals` with `use_residual` (RESIDUAL). Outputs: `values` (VALUE), `nibbles` (LATENCY).
+    Inputs, each in its cycle from the turn on: `idle` (0), 0 in a source's turn; `join` and `by_nibble` (1) add
+    `partials`; the entry's fields and `wide` (SUM); `residuals` with `use_residual` (RESIDUAL). Outputs: `values`
+    (VALUE), `nibbles` (LATENCY).
 
-    What leaves the OR with `sum_lanes` (SUM) comes again `reduce_delay` cycles later, in lane 0, as the sum of all lanes'
-    lowest LANE_SUM_BITS, unsigned.
+    What leaves the OR with `sum_lanes` (SUM) comes again `reduce_delay` cycles later, in lane 0, as the sum of all
+    lanes' lowest LANE_SUM_BITS, unsigned.
     """
 
     def __init__(self, geometry: Geometry, sources):

@@ -14,7 +14,8 @@ One column (a vector of `lanes` sums) a cycle; gateware/lanes.py says how and in
           10   first result enters the write queue
 
 The result bus is granted to one group at a time, for as many cycles as it has columns, and only if the write queue
-has room for all of them: so nothing behind the grant ever waits.
+has room for all of them: so nothing behind the grant ever waits. With the last result of a drain goes its `fate`: which
+group is told that it is written, and whether that ends a phase.
 
 A joined sum needs one drain for each of its passes. Passes that are joined by a nibble begin a new *level*; each level
 has channel entries of its own, `columns` behind those of the level before.
@@ -26,10 +27,11 @@ To sum all lanes, `reduce` sends the columns through a tree of adders first; eve
 
 from migen import *
 from migen.genlib.fifo import SyncFIFOBuffered
+from migen.genlib.record import Record, layout_len
 
 from sentei.gateware.activation_memory import ActivationPort
 from sentei.gateware.common import delay, delay_valid, fields_of
-from sentei.gateware.group import DRAIN, TABLE_LATENCY, TRIGGER_LEAD, Table
+from sentei.gateware.group import DRAIN, TABLE_LATENCY, TRIGGER_LEAD, Table, result_queue_depth
 from sentei.gateware.lanes import LATENCY, RESIDUAL, SUM, VALUE, Lanes
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import channel_layout
@@ -60,38 +62,44 @@ class Requantizer(Module):
 
         # Result bus: who may end a pass.
         count_bits = bits_for(columns)
-        queue_depth = max(64, 2 * columns)  # so many that synthesis takes a block RAM
+        queue_depth = result_queue_depth(geometry)
         credits = Signal(max=queue_depth + 1, reset=queue_depth)
         take = Signal(len(credits))
         give = Signal()
         self.sync += credits.eq(credits - take + give)
-        occupied = Signal(max=max(columns, JOIN_CYCLES) + 1)  # cycles, this one included
-        settling = Signal(max=lanes.reduce_delay + 1)  # cycles that a sum of lanes takes on top
-        free = Signal()
+        parameters_cycles = lanes.reduce_delay + 1  # for so long a sum of lanes needs `held`
+        occupied = Signal(max=max(columns, JOIN_CYCLES, parameters_cycles) + 1)  # cycles, this one included
+        settling = Signal(max=columns + lanes.reduce_delay + 1)  # likewise, until a sum of lanes cannot be overtaken
+        free, settled = Signal(), Signal()
         locked = Signal()  # a wide drain is on its way
         unlock = Signal()
         granted = C(0)
         statements = []
-        self.comb += free.eq((occupied[1:] == 0) & (settling == 0) & ~locked)
+        self.comb += [free.eq((occupied[1:] == 0) & ~locked), settled.eq(settling[1:] == 0)]
         for drain in drains:
             wanted = drain.columns[:count_bits]
+            least = Signal.like(occupied)
+            enough, follows = Signal(), Signal()
             self.comb += [
+                enough.eq(drain.join | (credits >= wanted)),
+                follows.eq(drain.reduce | settled),
+                least.eq(Mux(drain.reduce, parameters_cycles, Mux(drain.join, JOIN_CYCLES, 0))),
                 drain.hold.eq(locked),
-                drain.grant.eq(drain.request & free & (drain.join | (credits >= wanted)) & ~granted),
+                drain.grant.eq(drain.request & free & enough & follows & ~granted),
                 If(drain.grant & ~drain.join, take.eq(wanted)),
             ]
-            short = drain.join & (wanted < JOIN_CYCLES)
             statements.append(
                 If(
                     drain.grant,
-                    occupied.eq(Mux(short, JOIN_CYCLES, wanted)),
+                    occupied.eq(Mux(wanted < least, least, wanted)),
                     locked.eq(drain.wide & ~drain.join),
-                    If(drain.reduce, settling.eq(lanes.reduce_delay)),
+                    If(drain.reduce, settling.eq(wanted + lanes.reduce_delay)),
                 )
             )
             granted = granted | drain.grant
         self.sync += [
-            If(occupied != 0, occupied.eq(occupied - 1)).Elif(settling != 0, settling.eq(settling - 1)),
+            If(occupied != 0, occupied.eq(occupied - 1)),
+            If(settling != 0, settling.eq(settling - 1)),
             If(unlock, locked.eq(0)),
             *statements,
         ]
@@ -233,14 +241,28 @@ class Requantizer(Module):
             partial_write.dat_w.eq(lanes.values),
         ]
 
-        word = delay(self, output, LATENCY)
-        self.submodules.queue = queue = SyncFIFOBuffered(len(word) + len(writer.data), queue_depth)
+        # Results, and what the group is told when they are written.
+        finished = Signal()
+        self.comb += finished.eq(last_column & emit & (~wide | unlock))
+        fate = Cat(finished, now.signal, now_owner)
+        result_layout = [("word", len(writer.word)), ("data", len(writer.data)), ("fate", len(fate))]
+        self.submodules.queue = queue = SyncFIFOBuffered(layout_len(result_layout), queue_depth)
+        pushed, popped = Record(result_layout), Record(result_layout)
+        written, signal, whose = Signal(), Signal(), Signal.like(now_owner)
         self.comb += [
+            pushed.word.eq(delay(self, output, LATENCY)),
+            pushed.data.eq(lanes.nibbles),
+            pushed.fate.eq(delay(self, fate, LATENCY)),
             queue.we.eq(delay_valid(self, emit, LATENCY)),
-            queue.din.eq(Cat(word, lanes.nibbles)),
+            queue.din.eq(pushed.raw_bits()),
+            popped.raw_bits().eq(queue.dout),
             writer.valid.eq(queue.readable),
-            Cat(writer.word, writer.data).eq(queue.dout),
+            writer.word.eq(popped.word),
+            writer.data.eq(popped.data),
             queue.re.eq(writer.ready),
             give.eq(writer.valid & writer.ready),
+            Cat(written, signal, whose).eq(popped.fate),
             self.busy.eq((credits != queue_depth) | locked),
         ]
+        for index, drain in enumerate(drains):
+            self.sync += [drain.written.eq(give & written & (whose == index)), drain.signal.eq(signal)]

@@ -1,11 +1,15 @@
 """Instruction sequencer: takes jobs from the doorbell's queue and carries out a program with no help from a CPU.
 
-    doorbell --> queue --> [load instructions] --> fetch --> LOAD / STORE / RUN / SYNC / END --> interrupt
-                                                     ^__________________________|
+    doorbell --> queue --> [load instructions] --> fetch --> LOAD / RUN / SYNC ------------> next job
+                                                     ^______________|   STORE, END --> queue --> storer --> interrupt
 
-LOAD, STORE and RUN start their unit and go on; each waits only for its own unit's previous task. An error from any
-unit, an unknown opcode or the watchdog stops everything and stays in `error` until a reset.
+LOAD, STORE and RUN only start their unit, and a job's END waits in a queue behind its STOREs: while the groups compute
+one picture, the sequencer loads the next. An error from any unit, an unknown opcode or the watchdog stops everything
+and stays in `error` until a reset.
 """
+
+from functools import reduce
+from operator import and_
 
 from litex.soc.interconnect import stream
 from migen import *
@@ -13,22 +17,37 @@ from migen.genlib.fsm import FSM, NextState, NextValue
 
 from sentei.gateware.common import fields_of
 from sentei.gateware.dma import command_layout
+from sentei.gateware.group import Epochs, run_layout
 from sentei.overlay.geometry import LOAD_BITS, Geometry
-from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Base, Opcode, load_words
+from sentei.overlay.instructions import (
+    EPOCH_BITS,
+    INSTRUCTION,
+    INSTRUCTION_LOAD_WORDS,
+    Base,
+    Opcode,
+    Start,
+    Until,
+    load_words,
+)
 from sentei.overlay.instructions import Memory as Target
 from sentei.overlay.registers import JOB_QUEUE_DEPTH, ErrorCode
 
 JOB = [("entry", 16), ("load", 1), ("program", 32), ("program_words", 16), ("input", 32), ("output", 32)]
 
 
+STORE = [("end", 1), ("word", 16), ("words", 16), ("address", 32), ("length", 24), ("epoch", EPOCH_BITS)]
+STORE_QUEUE_DEPTH = 8
+
+
 class Sequencer(Module):
-    """Drives the units through `start_load`, `start_store`, `start_run`; `load_busy` etc. come back from them.
+    """Drives the loader through `start_load`, the storer through `start_store`, the groups through `run`.
 
     `jobs` is the doorbell's sink. `read_command` and `write_command` go to the DMA; while `fetching` is 1 the words
-    read are instructions and come in through `instructions`.
+    read are instructions and come in through `instructions`. `epochs` are the groups' counters, `todo` the numbers of
+    runs that each has not finished.
     """
 
-    def __init__(self, geometry: Geometry):
+    def __init__(self, geometry: Geometry, epochs, todo):
         self.jobs = stream.Endpoint(JOB)
         self.queued = Signal(4)
         self.read_command = read = stream.Endpoint(command_layout())
@@ -36,12 +55,14 @@ class Sequencer(Module):
         self.instructions = stream.Endpoint([("data", LOAD_BITS)])
         self.fetching = Signal()
         self.start_load = Signal()
+        self.run = run = stream.Endpoint(run_layout(geometry))
+        self.fields = Signal(INSTRUCTION.width)  # of the instruction in hand, for the loader
         self.start_store = Signal()
-        self.start_run = Signal()
-        self.fields = Signal(INSTRUCTION.width)  # of the instruction in hand, for the unit that starts
+        self.store_word = Signal(16)
+        self.store_words = Signal(16)
         self.load_busy = Signal()
         self.store_busy = Signal()
-        self.run_busy = Signal()
+        self.results_busy = Signal()  # results are under way to the activation memory
         self.fault = Signal(3)  # an ErrorCode from the DMA or the doorbell; 0: none
         self.watchdog = Signal(32)
         self.error = Signal(3)
@@ -54,7 +75,14 @@ class Sequencer(Module):
         # # #
 
         self.submodules.queue = queue = stream.SyncFIFO(JOB, JOB_QUEUE_DEPTH)
-        self.comb += [self.jobs.connect(queue.sink), self.queued.eq(queue.level)]
+        jobs_left = Signal(4)  # rung for and not ended
+        self.comb += [
+            self.jobs.connect(queue.sink, omit={"valid", "ready"}),
+            queue.sink.valid.eq(self.jobs.valid & self.jobs.ready),
+            self.jobs.ready.eq(jobs_left != JOB_QUEUE_DEPTH),
+            self.queued.eq(jobs_left),
+        ]
+        self.sync += jobs_left.eq(jobs_left + (self.jobs.valid & self.jobs.ready) - self.done)
 
         memory = Memory(LOAD_BITS, geometry.instruction_words)
         fetch_port = memory.get_port(mode=READ_FIRST)
@@ -91,16 +119,61 @@ class Sequencer(Module):
                 },
             ),
         ]
-        all_idle = Signal()
-        self.comb += all_idle.eq(~self.load_busy & ~self.store_busy & ~self.run_busy)
+
+        # STOREs wait for their epoch in a queue, and END behind them.
+        self.submodules.stores = stores = stream.SyncFIFO(STORE, STORE_QUEUE_DEPTH)
+        self.submodules.stored = stored = Epochs(epochs)
+        first_epoch = Signal(EPOCH_BITS)  # of the picture
+        storing = stores.source
+        start = Signal()
+        self.comb += [
+            stores.sink.end.eq(here.opcode == Opcode.END),
+            stores.sink.word.eq(here.address),
+            stores.sink.words.eq(here.count),
+            stores.sink.address.eq(base + here.offset),
+            stores.sink.length.eq(length),
+            stores.sink.epoch.eq(first_epoch + here.epoch),
+            stored.wanted.eq(storing.epoch),
+            start.eq(storing.valid & ~storing.end & stored.reached & ~self.store_busy & (self.error == 0)),
+            write.valid.eq(start),
+            write.address.eq(storing.address),
+            write.words.eq(storing.length),
+            self.start_store.eq(start & write.ready),
+            self.store_word.eq(storing.word),
+            self.store_words.eq(storing.words),
+            self.done.eq(storing.valid & storing.end & ~self.store_busy & (self.error == 0)),
+            storing.ready.eq(self.start_store | self.done),
+        ]
+
+        # What a SYNC waits for.
+        self.submodules.awaited = awaited = Epochs(epochs)
+        few_runs, none_run = Signal(), Signal()
+        nothing_stored, everything = Signal(), Signal()
+        satisfied = Signal()
+        self.comb += [
+            awaited.wanted.eq(first_epoch + here.epoch),
+            few_runs.eq(reduce(and_, [level <= here.count for level in todo])),
+            none_run.eq(reduce(and_, [level == 0 for level in todo])),
+            nothing_stored.eq(~storing.valid & ~self.store_busy),
+            satisfied.eq(
+                (awaited.reached | ~here.units[bit_of(Until.EPOCH)])
+                & (~self.load_busy | ~here.units[bit_of(Until.LOADED)])
+                & (nothing_stored | ~here.units[bit_of(Until.STORED)])
+                & (few_runs | ~here.units[bit_of(Until.RUNS)])
+                & (~self.results_busy | ~here.units[bit_of(Until.WRITTEN)])
+            ),
+            everything.eq(~self.load_busy & nothing_stored & none_run & ~self.results_busy),
+        ]
 
         self.submodules.fsm = fsm = FSM(reset_state="AWAIT-JOB")
         fsm.act(
             "AWAIT-JOB",
-            NextValue(self.cycles, 0),
             NextValue(self.pointer, job.entry),
             NextValue(filled, 0),
-            If(job.valid, If(job.load, NextState("REQUEST-INSTRUCTIONS")).Else(NextState("FETCH"))),
+            If(
+                job.valid,
+                If(~job.load, NextState("FETCH")).Elif(everything, NextState("REQUEST-INSTRUCTIONS")),
+            ),
         )
         fsm.act(
             "REQUEST-INSTRUCTIONS",
@@ -130,51 +203,66 @@ class Sequencer(Module):
         fsm.act("FETCH-HIGH", half.eq(1), NextValue(low, fetch_port.dat_r), NextState("EXECUTE"))
         advance = [NextValue(self.pointer, self.pointer + 1), NextState("FETCH")]
         stop = [NextValue(self.error, ErrorCode.BAD_INSTRUCTION), NextState("STOP")]
-        transfer = [
-            command
-            for unit in (read, write)
-            for command in (unit.address.eq(base + here.offset), unit.words.eq(length))
+        self.comb += [
+            run.address.eq(here.address),
+            run.resume.eq(here.units[bit_of(Start.RESUME)]),
+            run.layer.eq(here.units[bit_of(Start.LAYER)]),
+            run.epoch.eq(first_epoch + here.epoch),
         ]
         fsm.act(
             "EXECUTE",
             half.eq(1),
-            *transfer,
+            read.address.eq(base + here.offset),
+            read.words.eq(length),
             Case(
                 here.opcode,
                 {
-                    int(Opcode.END): If(all_idle, NextState("FINISH")),
-                    int(Opcode.SYNC): If(all_idle, *advance),
+                    int(Opcode.END): [
+                        stores.sink.valid.eq(1),
+                        If(
+                            stores.sink.ready,
+                            job.ready.eq(1),
+                            NextValue(first_epoch, first_epoch + here.count),
+                            NextState("AWAIT-JOB"),
+                        ),
+                    ],
+                    int(Opcode.SYNC): If(satisfied, *advance),
                     int(Opcode.LOAD): If(length == 0, *stop).Elif(
                         ~self.load_busy,
                         read.valid.eq(1),
                         If(read.ready, self.start_load.eq(1), *advance),
                     ),
-                    int(Opcode.STORE): If(length == 0, *stop).Elif(
-                        ~self.store_busy,
-                        write.valid.eq(1),
-                        If(write.ready, self.start_store.eq(1), *advance),
+                    int(Opcode.STORE): If(length == 0, *stop).Else(
+                        stores.sink.valid.eq(1), If(stores.sink.ready, *advance)
                     ),
-                    int(Opcode.RUN): If(~self.run_busy, self.start_run.eq(1), *advance),
+                    int(Opcode.RUN): [run.valid.eq(1), If(run.ready, *advance)],
                     "default": stop,
                 },
             ),
         )
-        fsm.act(
-            "FINISH", job.ready.eq(1), self.done.eq(1), NextValue(self.last_cycles, self.cycles), NextState("AWAIT-JOB")
-        )
         fsm.act("STOP")
 
-        # Whatever the state, a fault or an overdue job ends in STOP; only a reset leads out.
-        waiting, finishing, stopped = (fsm.ongoing(state) for state in ("AWAIT-JOB", "FINISH", "STOP"))
+        # A job is late if too many cycles have passed since the one before it ended, or since it was alone in coming.
+        # Whatever the state, a fault or a late job ends in STOP; only a reset leads out.
+        stopped = fsm.ongoing("STOP")
         halt = Signal.like(self.fault)
         self.comb += [
-            self.busy.eq(~waiting | job.valid),
+            self.busy.eq(jobs_left != 0),
             If(self.fault != 0, halt.eq(self.fault)).Elif(
-                (self.watchdog != 0) & (self.cycles >= self.watchdog) & ~waiting & ~finishing,
+                (self.watchdog != 0) & (self.cycles >= self.watchdog) & self.busy & ~self.done,
                 halt.eq(ErrorCode.WATCHDOG),
             ),
         ]
         for state in list(fsm.actions):
             if state != "STOP":
                 fsm.act(state, If(halt != 0, NextValue(self.error, halt), NextState("STOP")))
-        self.sync += If(~waiting & ~stopped, self.cycles.eq(self.cycles + 1))
+        self.sync += [
+            If(self.done, self.last_cycles.eq(self.cycles + 1), self.cycles.eq(0))
+            .Elif(~self.busy, self.cycles.eq(0))
+            .Elif(~stopped, self.cycles.eq(self.cycles + 1)),
+        ]
+
+
+def bit_of(flag: int) -> int:
+    """Position of the flag's one bit."""
+    return int(flag).bit_length() - 1

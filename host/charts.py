@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-STALLS = ("drain_stalls", "setup", "idle")
+STALLS = ("drain_stalls", "waits", "setup", "idle")
 
 
 def _pyplot():
@@ -51,4 +51,27 @@ def gallery(images: np.ndarray, captions: list[str], right: list[bool], title: s
         axis.set_title(caption, fontsize=8, color="darkgreen" if good else "crimson")
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def curve_chart(figures: dict, path: Path) -> None:
+    """Accuracy against cycles of one network at many densities; `figures` are those of `sentei curve`."""
+    plt = _pyplot()
+    points = figures["points"]
+    cycles = [point["cycles"] for point in points]
+    accuracies = [100 * point["accuracy"] for point in points]
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.plot(cycles, accuracies, marker="o", label="INT4")
+    axes.axhline(100 * figures["float_accuracy"], color="gray", linestyle="--", linewidth=1, label="float network")
+    for point, x, y in zip(points, cycles, accuracies, strict=True):
+        text = f"{point['keep']} kept\n{y:.1f} %, {max(cycles) / x:.1f}x"
+        axes.annotate(text, (x, y), textcoords="offset points", xytext=(6, -24), fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel(f"clock cycles a picture ({figures['geometry']} array, simulated RTL)")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title(f"{figures['network']} on {figures['data']}: kernel elements kept against speed")
+    axes.margins(x=0.15, y=0.2)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=120)
     plt.close(figure)

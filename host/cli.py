@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sentei.overlay.errors import InputError, SenteiError
-from sentei.overlay.program import MAGIC, Program
+from sentei.host.console import (
+    GeometryName,
+    JsonFile,
+    MemoryName,
+    Model,
+    ModelOrProgram,
+    Target,
+    classes_of,
+    console,
+    opened,
+    read_model,
+    say,
+    step,
+    write_json,
+    writing,
+)
+from sentei.host.train import commands as training
+from sentei.overlay.errors import SenteiError
+from sentei.overlay.program import Program
+from sentei.overlay.registers import PROFILE_CAUSES
 
 app = typer.Typer(
     help="Deploy deeply pruned INT4 convolutional networks on FPGAs, or on a simulated one.",
@@ -24,97 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# Names of files and layers may contain brackets, which are no markup; a file may be wider than a terminal.
-console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
-
-Model = Annotated[Path, typer.Argument(help="QONNX model (.onnx)")]
-ModelOrProgram = Annotated[Path, typer.Argument(help="QONNX model (.onnx) or program file (.sentei)")]
-Target = Annotated[str, typer.Option(help="'sim', or an overlay's directory")]
-GeometryName = Annotated[str, typer.Option("--geometry", help="size of the engine: 32x32, 16x16 or 8x8")]
-MemoryName = Annotated[str, typer.Option("--memory", help="model of main memory: zynq-hp or ulx3s-sdram")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
-
-
-@contextmanager
-def step(text: str):
-    """Shows that `text` is under way; yields a function (done, total) that moves a bar."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-        if progress.tasks[0].total is None:
-            progress.update(task, completed=1, total=1)
-
-
-def say(text: str, style: str | None = None) -> None:
-    """One line, never wrapped: others may read it."""
-    console.print(text, soft_wrap=True, style=style)
-
-
-@contextmanager
-def writing(path: Path):
-    """For the code that writes `path`: makes its folder; InputError if that or the writing fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield path
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}; write it elsewhere") from error
-
-
-def write_json(path: Path | None, values: dict) -> None:
-    if path is not None:
-        with writing(path):
-            path.write_text(json.dumps(values, indent=2) + "\n")
-        say(f"figures: {path}")
-
-
-def classes_of(model: Path) -> tuple[str, ...]:
-    """Class names from the model's card (same name, .json), if it lists them."""
-    card = model.with_suffix(".json")
-    if not card.exists():
-        return ()
-    try:
-        return tuple(json.loads(card.read_text()).get("classes", ()))
-    except (ValueError, AttributeError):
-        return ()
-
-
-def is_program(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return path.suffix == ".sentei" or file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return path.suffix == ".sentei"
-
-
-def read_model(path: Path):
-    """Function from a geometry to the program in a file, or to the model in it compiled. The file is read at once."""
-    if is_program(path):
-        program = Program.load(path)
-        return lambda geometry: program
-    from sentei.host.compiler import compile_network
-    from sentei.host.frontend import load
-
-    network, classes = load(path), classes_of(path)
-    return lambda geometry: compile_network(network, geometry, classes)
-
-
-@contextmanager
-def opened(target: str, geometry: str, memory: str):
-    """The target's overlay, built if need be."""
-    from sentei.host.target import open_target
-
-    with step(f"opening {target}" + (f" ({geometry}, {memory})" if target == "sim" else "")):
-        overlay = open_target(target, geometry, memory)
-    with overlay:
-        yield overlay
-
 
 @app.command("compile")
 def compile_command(
@@ -252,7 +176,8 @@ def bench(
     """Cycles of each layer beside its bound: surviving MACs / array size.
 
     Utilisation is bound / cycles. The columns after it say what the groups' cycles were spent on: steps are array
-    cycles, drain waits for the result bus, setup reads headers and fills the pipeline, idle has nothing left to do.
+    cycles, drain waits for the result bus, waits are for results of other groups, setup reads headers and fills the
+    pipeline, idle has nothing to do.
     """
     from sentei.host.charts import cycles_chart
     from sentei.host.measure import benchmark, random_images
@@ -261,22 +186,20 @@ def bench(
     with opened(target, geometry, memory) as overlay:
         program = program_for(overlay.manifest.geometry)
         overlay.load(program)
-        result = benchmark(overlay, random_images(program, 2))
+        result = benchmark(overlay, random_images(program, 4))
         figures = result.to_dict(program, overlay)
     groups = program.geometry.groups
     table = Table(
         title=f"{program.name}, {program.geometry}, memory {figures['memory_model']['name']}", title_justify="left"
     )
-    for name in ("layer", "kind", "cycles", "bound", "utilisation", "steps", "drain", "setup", "idle"):
+    for name in ("layer", "kind", "cycles", "bound", "utilisation", "steps", "drain", "waits", "setup", "idle"):
         table.add_column(name, justify="left" if name in ("layer", "kind") else "right", overflow="fold")
     for layer in result.layers:
-        spent = [f"{layer[name] / groups / layer['cycles']:.0%}" for name in ("steps", "drain_stalls", "setup", "idle")]
+        spent = [f"{layer[cause] / groups / layer['cycles']:.0%}" for cause in PROFILE_CAUSES]
         figure = f"{layer['utilisation']:.0%}" if layer["bound_cycles"] else ""
-        row = (layer["name"], layer["kind"], str(layer["cycles"]), f"{layer['bound_cycles']:.1f}", figure)
+        row = (layer["name"], layer["kind"], f"{layer['cycles']:.0f}", f"{layer['bound_cycles']:.1f}", figure)
         table.add_row(*row, *spent)
     table.add_section()
-    transfers = result.cycles - sum(layer["cycles"] for layer in result.layers)
-    table.add_row("picture in, result out", "", str(transfers))
     table.add_row("whole picture", "", str(result.cycles), f"{result.bound_cycles:.1f}", f"{result.utilisation:.0%}")
     console.print(table)
     say(f"{figures['fps_100mhz']:.0f} pictures a second at 100 MHz; simulated at {result.simulated_khz:.0f} kHz")
@@ -354,6 +277,11 @@ def demo(
     )
     if not summary["bit_exact"]:
         raise typer.Exit(1)
+
+
+app.command("train")(training.train)
+app.command("curve")(training.curve)
+app.command("accuracy")(training.accuracy)
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ from sentei.host.compiler import compile_network
 from sentei.host.frontend import load
 from sentei.host.measure import first_difference
 from sentei.host.target import build_simulator
-from sentei.host.train.data import CLASSES, fashion_mnist
+from sentei.host.train.data import KINDS, load_split
 
 GEOMETRY, MEMORY = "32x32", "zynq-hp"
+DATA = "fashion-mnist"
+CLASSES = KINDS[DATA].classes
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ def run_demo(models: Path, output: Path, count: int, step) -> tuple[dict, list[P
     result.json and the pictures.
     """
     output.mkdir(parents=True, exist_ok=True)
-    pictures, labels = fashion_mnist("test")
-    batch = pictures[:count, None].astype(np.int64)
+    test = load_split(DATA, "test")
+    pictures, labels = test.images, test.labels
+    batch = pictures[:count].astype(np.int64)
     networks = {kind: load(models / f"fmnist-{kind}.onnx") for kind in ("ninth", "dense")}
 
     with step(f"building the {GEOMETRY} simulator (first time: one to three minutes)"):
@@ -62,8 +65,8 @@ def run_demo(models: Path, output: Path, count: int, step) -> tuple[dict, list[P
             overlay.load(compile_network(network, overlay.manifest.geometry, CLASSES))
             with step(f"{kind}: classifying {count} pictures") as progress:
                 outputs = []
-                for number, image in enumerate(batch):
-                    outputs.append(overlay.run(image[None]).logits[0])
+                for number, values in enumerate(overlay.stream(iter(batch))):
+                    outputs.append(values.logits)
                     progress(number + 1, count)
             cycles[kind] = overlay.last_cycles
             if kind == "ninth":
@@ -77,7 +80,7 @@ def run_demo(models: Path, output: Path, count: int, step) -> tuple[dict, list[P
     accuracy = {}
     for kind, network in networks.items():
         with step(f"{kind}: reference on all {len(pictures)} test pictures") as progress:
-            predicted = reference.predict(network, pictures[:, None], progress).argmax(1)
+            predicted = reference.predict(network, pictures, progress).argmax(1)
             accuracy[kind] = float((predicted == labels).mean())
 
     chances = softmax(logits)
@@ -107,7 +110,7 @@ def run_demo(models: Path, output: Path, count: int, step) -> tuple[dict, list[P
         "labels": [result.label for result in results],
     }
     charts.gallery(
-        pictures[:count],
+        pictures[:count, 0],
         [f"{result.label}\n{result.confidence:.0%}" for result in results],
         [result.right for result in results],
         f"INT4, 1/9 of the kernel elements: {summary['correct']} of {count} right, "

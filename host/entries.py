@@ -50,7 +50,7 @@ def counting(spec: Requantize, codes: range) -> np.ndarray:
     """bool (C, 31): thresholds that decide between two results for some residual of `codes`."""
     first = np.where(spec.descending, ROOT + codes.start - spec.span, ROOT + 1 - (codes.stop - 1))
     last = np.where(spec.descending, ROOT - 1 + codes.stop - 1, ROOT + spec.span - codes.start)
-    return (first[:, None] <= NUMBERS) & (NUMBERS <= last[:, None]) & (spec.span > 0)[:, None]
+    return (first[:, None] <= NUMBERS) & (last[:, None] >= NUMBERS) & (spec.span > 0)[:, None]
 
 
 def channel_entries(
@@ -84,8 +84,8 @@ def channel_entries(
         channel = int(np.flatnonzero(~exists)[0])
         raise CapacityError(
             f"{name}: channel {channel}: thresholds around {int(np.median(wanted[channel]))}, "
-            f"{int(wanted[channel, 16] - wanted[channel, 15])} apart, are out of the search's reach; use a geometry with "
-            "more search_bits and wide_bits, or fewer bits"
+            f"{int(wanted[channel, 16] - wanted[channel, 15])} apart, are out of the search's reach; use a geometry "
+            "with more search_bits and wide_bits, or fewer bits"
         )
     shares = [constants(int(value), joins) for value in root[:, 0]]
     entries = []

@@ -21,9 +21,8 @@ import numpy as np
 
 from sentei.host.lines import FREE, find
 from sentei.overlay.errors import SenteiError
+from sentei.overlay.instructions import NO_RESIDUAL, THRESHOLDS
 
-THRESHOLDS = 31
-NO_RESIDUAL = 8  # what is added in place of a residual
 ACCUMULATOR_LIMIT = (1 << 23) - 1  # every accumulator is smaller
 
 
@@ -261,3 +260,17 @@ def residual_codes(residual: Tensor | None) -> range:
         return range(NO_RESIDUAL, NO_RESIDUAL + 1)
     bias = 8 if residual.signed else 0
     return range(residual.low + bias, residual.high + bias + 1)
+
+
+def kept_density(network: Network, block: int) -> float:
+    """The fraction of kernel elements that an array executes: those of every slot in which at least one of `block`
+    consecutive output channels has a weight. Counts convolutions, not layers behind the last pooling to one pixel."""
+    kept = total = 0
+    for op in network.ops:
+        if isinstance(op, Conv) and network.tensors[op.input].shape[1:] != (1, 1):
+            used = op.weights != 0
+            for start in range(0, len(used), block):
+                part = used[start : start + block]
+                kept += int(part.any(axis=0).sum()) * len(part)
+            total += used.size
+    return kept / total if total else 1.0

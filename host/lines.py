@@ -52,15 +52,15 @@ def is_late(late: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return np.where(late > 0, odd, np.where(late < 0, 1 - odd, 0))
 
 
-def fit(lower: np.ndarray, upper: np.ndarray, steepest: int = FREE, late: int | np.ndarray = 0):
+def fit(lower: np.ndarray, upper: np.ndarray, steepest: int = FREE, late: int = 0):
     """(Lines, bool (C,) whether a line exists) for bounds (C, K) of T_1 .. T_K; the slope is below `steepest`.
 
     Of several, a line of whole slope is preferred, and a flat one.
     """
     channels, count = lower.shape
     numbers = np.arange(1, count + 1)
-    late = np.broadcast_to(np.asarray(late, np.int64), channels)
-    behind = is_late(late[:, None], numbers[None])
+    which = np.full(channels, late, np.int64)
+    behind = is_late(which[:, None], numbers[None])
     # In units of 1/FINE: below < offset + k * slope <= above.
     below = np.where(lower <= -FREE, -FREE * FINE, FINE * (np.maximum(lower, -FREE) - 1) - behind)
     above = np.where(upper >= FREE, FREE * FINE, FINE * np.minimum(upper, FREE) - behind)
@@ -83,7 +83,7 @@ def fit(lower: np.ndarray, upper: np.ndarray, steepest: int = FREE, late: int | 
     lowest = (run[:, None] * below - numbers * rise[:, None]).max(1)
     bounded = (upper < FREE).any(1)
     offset = np.where(bounded, highest, np.where((lower > -FREE).any(1), lowest + 1, 0))
-    return Lines(offset, rise, run, late), exists
+    return Lines(offset, rise, run, which), exists
 
 
 def find(lower: np.ndarray, upper: np.ndarray, steepest: int = FREE):

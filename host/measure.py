@@ -95,7 +95,7 @@ class Benchmark:
 
 
 def benchmark(overlay: SenteiOverlay, images: np.ndarray) -> Benchmark:
-    """Runs `images` and reads cycles and profile of the last: give two or more, so that the queue of jobs is full."""
+    """Runs `images` and reads cycles and profile of the last: give four or more, so that pictures overlap."""
     program = overlay.program
     simulator = getattr(overlay.device, "simulator", None)
     start_cycles = simulator.cycles if simulator else 0

@@ -88,9 +88,26 @@ def last_uses(network: Network) -> dict[str, int]:
     return uses
 
 
-def place(network: Network, geometry: Geometry) -> dict[str, Placement]:
-    """Layout and address of every tensor. Raises CapacityError, naming the operator, if the memory is too small."""
+def place(network: Network, geometry: Geometry) -> tuple[dict[str, Placement], bool]:
+    """Layout and address of every tensor, and whether input and output share their words with no other tensor.
+
+    If there is room, no tensor takes the words of one that the operator just before still reads, and input and output
+    have theirs to themselves: then pictures and operators overlap in time. Raises CapacityError, naming the operator,
+    if the memory is too small.
+    """
     layouts = make_layouts(network, geometry)
+    for spare, exclusive in ((1, True), (0, True), (0, False)):
+        try:
+            return place_with(network, layouts, geometry, spare, exclusive), exclusive
+        except CapacityError as error:
+            failure = error
+    raise failure
+
+
+def place_with(
+    network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry, spare: int, exclusive: bool
+) -> dict[str, Placement]:
+    """First fit; a tensor's words are free for others `spare` operators after its last use."""
     uses = last_uses(network)
     placed: dict[str, Placement] = {}
     alive: list[str] = []
@@ -112,7 +129,11 @@ def place(network: Network, geometry: Geometry) -> dict[str, Placement]:
         alive.append(name)
 
     put(network.input, "input")
+    if exclusive:
+        put(network.output, "output")
+    always = list(alive) if exclusive else []
     for index, op in enumerate(network.ops):
-        put(op.output, op.name)
-        alive[:] = [name for name in alive if uses[name] > index]
+        if op.output not in placed:
+            put(op.output, op.name)
+        alive[:] = [name for name in alive if name in always or uses[name] + spare > index]
     return placed

@@ -123,7 +123,8 @@ def execute(op: Conv | Pool, values: dict[str, np.ndarray], tensors: dict[str, T
     product = Product(op.weights) if isinstance(op, Conv) else None
     rows = len(product.slots) if product else target.shape.channels
     if op.requantize is not None:
-        levels = Levels(op.requantize, *accumulator_range(op, source), target.signed)
+        low, high = accumulator_range(op, source)
+        levels = Levels(op.requantize, low, high, target.signed)
     step = max(1, COLUMN_BYTES // max(1, rows * target.shape.height * target.shape.width * 4))
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))

@@ -45,11 +45,11 @@ def requantize(
     highest = np.where(descending, LEVELS - first.min(1), last.max(1))
     lower, upper = bounds(smallest, never, always, descending, lowest, highest, residual_codes(residual))
     lines, exists = find(lower, upper)
+    thresholds = lines.thresholds(NUMBERS)
+    exists &= ((lower <= thresholds) & (thresholds <= upper)).all(1)
     if not exists.all():
         refuse(op, residual, exists)
-    return Requantize(
-        lines.thresholds(NUMBERS), descending, lowest, highest - lowest, residual.name if residual else None
-    )
+    return Requantize(thresholds, descending, lowest, highest - lowest, residual.name if residual else None)
 
 
 def bounds(
@@ -84,8 +84,8 @@ def refuse(op: str, residual: Tensor | None, exists: np.ndarray) -> None:
     count = f"({int((~exists).sum())} of {len(exists)} channels)"
     if residual is None:
         raise InexactModel(
-            f"{op}: channel {channel}: its thresholds are not even, that is, points of a line {count}: use a factor and "
-            "an offset for each channel and a Quant node that rounds to nearest, up or down throughout"
+            f"{op}: channel {channel}: its thresholds are not even, that is, points of a line {count}: use a factor "
+            "and an offset for each channel and a Quant node that rounds to nearest, up or down throughout"
         )
     raise InexactModel(
         f"{op}: channel {channel}: {residual.name!r} does not move its thresholds evenly {count}: add tensors of the "

@@ -1,22 +1,22 @@
-"""Turns one operator into jobs for the groups: which slots, in which passes, on which tiles.
+"""Turns operators into jobs for the groups: which slots, in which passes, on which tiles, after which epoch.
 
 output channels  -> blocks of group_columns       a block's slots with any weight left become steps
 8-bit operands   -> nibble passes, highest power of 16 first, joined after the array
 long sums        -> chunks that provably fit the array's accumulators, joined likewise
 (block, tiles)   -> jobs, spread over the groups so that all finish together
+what is read     -> the epoch in which the last of it is written
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, fields, replace
 from math import gcd
 
 import numpy as np
 
 from sentei.host.ir import Conv, Pool, kernel_of
 from sentei.host.placement import Placement
-from sentei.host.tables import Tables, single_pixel_tile, whole_plane_tile, window_tiles
+from sentei.host.tables import Tables, Tile, single_pixel_tile, whole_plane_tile, window_tiles
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import LANE_SUM_BITS, STEP
@@ -24,23 +24,25 @@ from sentei.overlay.layout import PlaneLayout
 
 NIBBLE = 15
 MAX_TAPS = 1 << STEP["tap"].width
-HEADER_CYCLES = 6  # a group's cycles between two jobs
+HEADER_CYCLES = 2  # a group's cycles for a job's header
 
 
 @dataclass
 class Steps:
-    """Steps in order: `planes`, `taps` int64 (n,), `weights` int64 (n, columns), `pad` int64 (n,)."""
+    """Steps in order: `planes`, `taps`, `pad` int64 (n,), `weights` int64 (n, columns), and `late` bool (n,): what the
+    step reads is written in a later epoch than what the others read."""
 
     planes: np.ndarray
     taps: np.ndarray
     weights: np.ndarray
     pad: np.ndarray
+    late: np.ndarray
 
     def __len__(self) -> int:
         return len(self.planes)
 
     def take(self, selection) -> Steps:
-        return Steps(self.planes[selection], self.taps[selection], self.weights[selection], self.pad[selection])
+        return Steps(*(getattr(self, column.name)[selection] for column in fields(self)))
 
 
 @dataclass
@@ -66,11 +68,14 @@ class Block:
 
 @dataclass
 class Job:
-    """`block` on tiles `first_tile` .. `first_tile + tiles - 1` of the tile table."""
+    """`block` on some tiles of the operator, by number and in order."""
 
     block: Block
-    first_tile: int
-    tiles: int
+    tiles: list[int]
+
+    @property
+    def steps(self) -> int:
+        return self.block.steps * len(self.tiles)
 
 
 def weight_digits(weights: np.ndarray) -> list[np.ndarray]:
@@ -82,11 +87,10 @@ def weight_digits(weights: np.ndarray) -> list[np.ndarray]:
     return [low, (weights - low) // 16]
 
 
-def nibble_steps(planes, taps, weights, pad: int) -> Steps:
-    """Steps for slots `planes`, `taps` (n,) with `weights` (n, columns); empty slots vanish, weights beyond -8..7 are
-    spread over several steps."""
+def nibble_steps(slots: Steps) -> Steps:
+    """Steps for slots; empty slots vanish, weights beyond -8..7 are spread over several steps."""
     parts = []
-    rest = np.asarray(weights, np.int64)
+    rest = slots.weights
     while True:
         digit = np.clip(rest, -8, 7)
         used = np.flatnonzero((digit != 0).any(axis=1))
@@ -95,11 +99,14 @@ def nibble_steps(planes, taps, weights, pad: int) -> Steps:
         if not rest.any():
             break
     order = np.concatenate([used for used, _ in parts])
-    return Steps(planes[order], taps[order], np.concatenate([d for _, d in parts]), np.full(len(order), pad, np.int64))
+    steps = replace(slots.take(order), weights=np.concatenate([digit for _, digit in parts]))
+    return steps.take(np.argsort(steps.late, kind="stable"))
 
 
 def concatenate(parts: list[Steps]) -> Steps:
-    return Steps(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("planes", "taps", "weights", "pad")))
+    """The steps of all parts, those that are late last."""
+    joined = Steps(*(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(Steps)))
+    return joined.take(np.argsort(joined.late, kind="stable"))
 
 
 def split_passes(
@@ -121,7 +128,7 @@ def split_passes(
             if power > 0 and not passes:
                 continue
             zero = np.zeros(1, np.int64)
-            steps = Steps(zero, zero, np.zeros((1, columns), np.int64), zero)
+            steps = Steps(zero, zero, np.zeros((1, columns), np.int64), zero, np.zeros(1, bool))
         up = np.maximum(steps.weights, 0).cumsum(0) * largest
         down = np.minimum(steps.weights, 0).cumsum(0) * largest
         by_nibble = bool(passes)
@@ -164,14 +171,17 @@ def window_slots(op: Conv | Pool, layout: PlaneLayout, single: bool) -> tuple[np
     return position // layout.lanes, position % layout.lanes, inside
 
 
-def conv_blocks(op: Conv, source: Placement, single: bool, geometry: Geometry) -> list[Block]:
-    """Blocks of a convolution, slots in the order (input channel, ky, kx)."""
+def conv_blocks(
+    op: Conv, source: Placement, single: bool, late: np.ndarray, geometry: Geometry
+) -> list[Block]:
+    """Blocks of a convolution, slots in the order (input channel, ky, kx), those of `late` (C,) bool channels last."""
     layout = source.layout
     columns = geometry.group_columns
     words, taps, inside = window_slots(op, layout, single)
     channel = np.arange(layout.channels)[:, None] * (layout.nibbles * layout.stride)
     planes = (source.address + channel + words[None, inside]).ravel()
     taps = np.tile(taps[inside], layout.channels)
+    late_slots = np.repeat(late, int(inside.sum()))
     largest = NIBBLE if layout.nibbles > 1 else layout.high + layout.bias
     blocks = []
     for first in range(0, len(op.weights), columns):
@@ -182,15 +192,16 @@ def conv_blocks(op: Conv, source: Placement, single: bool, geometry: Geometry) -
         for j, digit in enumerate(weight_digits(weights)):
             for i in range(layout.nibbles):
                 pad = layout.bias >> ACTIVATION_BITS * i & NIBBLE
-                powers.setdefault(i + j, []).append(nibble_steps(planes + i * layout.stride, taps, digit, pad))
+                slots = Steps(planes + i * layout.stride, taps, digit, np.full(len(planes), pad), late_slots)
+                powers.setdefault(i + j, []).append(nibble_steps(slots))
         passes, worst = split_passes(powers, columns, largest, geometry, op.name)
         blocks.append(Block(first, len(part), passes, worst, (weights.sum(0) * layout.bias)[: len(part)]))
     return blocks
 
 
 def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | None, geometry: Geometry) -> list[Block]:
-    """Blocks of a pool, one channel each: the maxima, or column 0 with weight 1. `whole` lists the words of a plane
-    that is summed as a whole, lanes included."""
+    """Blocks of a pool: the maxima of one channel, or sums of `group_columns` channels, each with weight 1 for its
+    column. `whole` lists the words of a plane that is summed as a whole, lanes included."""
     layout = source.layout
     if whole is not None:
         words, taps = np.array(whole), np.arange(len(whole))
@@ -199,26 +210,33 @@ def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | No
         words, taps, inside = window_slots(op, layout, single)
         words, taps = words[inside], taps[inside]
         bias = layout.bias * len(words)
-    weights = np.zeros((len(words), geometry.group_columns), np.int64)
-    if op.kind == "sum":
-        weights[:, 0] = 1
+    planes = source.address + np.arange(layout.channels) * layout.nibbles * layout.stride
+    count = len(words)
     blocks = []
-    for channel in range(layout.channels):
-        plane = source.address + channel * layout.nibbles * layout.stride
-        if op.kind == "max":
-            steps = Steps(plane + words, taps, weights, np.zeros(len(words), np.int64))
+    if op.kind == "max":
+        nothing = np.zeros((count, geometry.group_columns), np.int64)
+        zero, never = np.zeros(count, np.int64), np.zeros(count, bool)
+        for channel, plane in enumerate(planes):
+            steps = Steps(plane + words, taps, nothing, zero, never)
             blocks.append(Block(channel, 1, [(steps, False)], NIBBLE, np.array([layout.bias]), maximum=True))
-            continue
+        return blocks
+    for first in range(0, layout.channels, geometry.group_columns):
+        members = planes[first : first + geometry.group_columns]
+        weights = np.tile(np.eye(len(members), geometry.group_columns, dtype=np.int64), (count, 1))
         powers = {}
         for i in range(layout.nibbles):
             pad = 0 if whole is not None else layout.bias >> ACTIVATION_BITS * i & NIBBLE
-            powers[i] = [Steps(plane + i * layout.stride + words, taps, weights, np.full(len(words), pad, np.int64))]
+            where = (words[:, None] + i * layout.stride + members).ravel()
+            size = len(where)
+            slots = Steps(where, np.repeat(taps, len(members)), weights, np.full(size, pad), np.zeros(size, bool))
+            powers[i] = [slots]
         limit = (1 << LANE_SUM_BITS) - 1 if whole is not None else 0
         passes, worst = split_passes(powers, geometry.group_columns, NIBBLE, geometry, op.name, limit)
         if whole is not None:
             worst *= layout.lanes
             check_wide(worst, geometry, op.name)
-        blocks.append(Block(channel, 1, passes, worst, np.array([bias]), reduce=whole is not None))
+        bias_of_each = np.full(len(members), bias)
+        blocks.append(Block(first, len(members), passes, worst, bias_of_each, reduce=whole is not None))
     return blocks
 
 
@@ -236,46 +254,75 @@ def sums_whole_plane(op: Conv | Pool, source: PlaneLayout) -> bool:
     )
 
 
-def schedule(op: Conv | Pool, placed: dict[str, Placement], tables: Tables, geometry: Geometry) -> list[list[Job]]:
-    """Jobs of one operator for each group, adding to `tables` what they need."""
+def tiles_of(op: Conv | Pool, placed: dict[str, Placement], tables: Tables) -> tuple[list[Tile], list[int] | None]:
+    """An operator's tiles; and, if it sums whole planes, the words that it sums."""
     source, target = placed[op.input], placed[op.output]
-    single = is_single_pixel(target.layout)
-    whole = None
     if sums_whole_plane(op, source.layout):
-        tile, whole = whole_plane_tile(tables, source.layout)
-        tiles = 1
-    elif single:
-        tile, tiles = single_pixel_tile(tables, geometry.lanes), 1
-    else:
-        rows, columns = kernel_of(op)
-        if rows * columns > MAX_TAPS:
-            raise CapacityError(
-                f"{op.name}: kernel {rows}x{columns} has more than {MAX_TAPS} coordinates; use a smaller one"
-            )
-        pads = (op.pads.top, op.pads.left)
-        tile, tiles = window_tiles(tables, source.layout, target.layout, (rows, columns), op.stride, pads)
+        tile, words = whole_plane_tile(tables, source.layout)
+        return [tile], words
+    if is_single_pixel(target.layout):
+        return [single_pixel_tile(tables, source.layout)], None
+    rows, columns = kernel_of(op)
+    if rows * columns > MAX_TAPS:
+        raise CapacityError(
+            f"{op.name}: kernel {rows}x{columns} has more than {MAX_TAPS} coordinates; use a smaller one"
+        )
+    pads = (op.pads.top, op.pads.left)
+    return window_tiles(tables, source.layout, target.layout, (rows, columns), op.stride, pads), None
+
+
+def blocks_of(
+    op: Conv | Pool, placed: dict[str, Placement], words: list[int] | None, late: np.ndarray, geometry: Geometry
+) -> list[Block]:
+    """An operator's blocks; `words` as `tiles_of` gave them, `late` (C,) bool: input channels to be read last."""
+    source = placed[op.input]
+    single = is_single_pixel(placed[op.output].layout)
     if isinstance(op, Conv):
-        blocks = conv_blocks(op, source, single, geometry)
-    else:
-        blocks = pool_blocks(op, source, single, whole, geometry)
-    return spread(blocks, tile, tiles, geometry)
+        return conv_blocks(op, source, single, late, geometry)
+    return pool_blocks(op, source, single, words, geometry)
 
 
-def spread(blocks: list[Block], first_tile: int, tiles: int, geometry: Geometry) -> list[list[Job]]:
-    """Shares blocks among groups. Blocks that do not come out even are cut into ranges of tiles; then the longest
-    job goes to the group with the least work, again and again; of equals, to one with a result bus of its own."""
-    groups = geometry.groups
-    rest = len(blocks) % groups
-    jobs = [Job(block, first_tile, tiles) for block in blocks[: len(blocks) - rest]]
-    parts = min(groups // gcd(groups, rest), tiles) if rest else 1
-    for block in blocks[len(blocks) - rest :]:
-        borders = [tiles * part // parts for part in range(parts + 1)]
-        jobs += [Job(block, first_tile + low, high - low) for low, high in pairwise(borders)]
+def spread(blocks: list[Block], tiles: int, load: list[int], geometry: Geometry) -> list[list[Job]]:
+    """Shares blocks among groups so that their `load`, which it adds to, comes out even.
+
+    Whole blocks first, as many for each group; what remains is cut into tiles, dealt out in turn: so all groups are
+    at about the same tile at any time. Of groups with equal loads, one whose result bus has less to do is preferred.
+    """
+    groups, share = geometry.groups, geometry.groups_per_requantizer
     shares: list[list[Job]] = [[] for _ in range(groups)]
-    load = [0] * groups
-    order = sorted(range(groups), key=lambda group: group % geometry.groups_per_requantizer)
-    for job in sorted(jobs, key=lambda job: -job.block.steps * job.tiles):
-        group = min(order, key=lambda group: load[group])
-        shares[group].append(job)
-        load[group] += job.block.steps * job.tiles + HEADER_CYCLES
+
+    def next_group(candidates: range | list[int]) -> int:
+        def business(group: int) -> tuple[int, int, int]:
+            bus = group // share * share
+            return load[group], sum(load[bus : bus + share]), group
+
+        return min(candidates, key=business)
+
+    rest = len(blocks) % groups
+    whole = len(blocks) - rest
+    for start in range(0, whole, groups):
+        waiting = list(range(groups))
+        for block in blocks[start : start + groups]:
+            group = next_group(waiting)
+            waiting.remove(group)
+            shares[group].append(Job(block, list(range(tiles))))
+            load[group] += block.steps * tiles + HEADER_CYCLES
+    parts = min(groups // gcd(groups, rest), tiles) if rest else 1
+    waiting = list(range(groups))
+    for block in blocks[whole:]:
+        members = []
+        for _ in range(parts):
+            if not waiting:
+                waiting = list(range(groups))
+            members.append(next_group(waiting))
+            waiting.remove(members[-1])
+            load[members[-1]] += HEADER_CYCLES
+        numbers: dict[int, list[int]] = {group: [] for group in members}
+        for tile in range(tiles):
+            group = next_group(members)
+            numbers[group].append(tile)
+            load[group] += block.steps
+        for group, own in numbers.items():
+            if own:
+                shares[group].append(Job(block, own))
     return shares

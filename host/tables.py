@@ -7,6 +7,7 @@ away the tap's pixels lie, and which lanes of them are inside the map.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
@@ -14,6 +15,20 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import TAP, TILE
 from sentei.overlay.layout import PlaneLayout
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of an operator: `taps` is the first entry of its row, `source` and `target` are words within a plane,
+    `reads` (words of the input plane,) bool says which of them it needs."""
+
+    taps: int
+    source: int
+    target: int
+    reads: np.ndarray
+
+    def pack(self, epoch: int, signal: bool) -> int:
+        return TILE.pack(taps=self.taps, input=self.source, output=self.target, epoch=epoch, signal=int(signal))
 
 
 @dataclass
@@ -46,14 +61,13 @@ class Tables:
             self.taps += [TAP.pack(offset=offset, mask=mask) for offset, mask in row]
         return self.known_taps[row]
 
-    def tile_list(self, tiles: list[tuple[int, int, int]]) -> int:
-        """First entry of consecutive tiles (tap row, input word, output word)."""
-        key = tuple(tiles)
-        if key not in self.known_tiles:
-            self._need("tile_entries", len(self.tiles) + len(tiles))
-            self.known_tiles[key] = len(self.tiles)
-            self.tiles += [TILE.pack(taps=taps, input=source, output=target) for taps, source, target in tiles]
-        return self.known_tiles[key]
+    def tile_list(self, entries: tuple[int, ...]) -> int:
+        """First entry of consecutive packed TILE entries."""
+        if entries not in self.known_tiles:
+            self._need("tile_entries", len(self.tiles) + len(entries))
+            self.known_tiles[entries] = len(self.tiles)
+            self.tiles += entries
+        return self.known_tiles[entries]
 
     def _need(self, memory: str, entries: int) -> None:
         available = getattr(self.geometry, memory)
@@ -64,18 +78,18 @@ class Tables:
 def output_tiles(layout: PlaneLayout) -> list[tuple[int, int, int, np.ndarray, np.ndarray]]:
     """(phase row, phase column, word of the phase, y, x) of each word that holds pixels; y, x are int64 (lanes,).
 
-    Lanes without a pixel have y = -1.
+    Lanes without a pixel have y = -1. Words of the upper part of the map come first, whatever their phase: so that the
+    next operator's first tiles read what was written early.
     """
     tiles = []
-    for phase_y in range(min(layout.modulus[0], layout.height)):
-        for phase_x in range(min(layout.modulus[1], layout.width)):
-            for word in range(layout.phase_words):
-                pixel = word * layout.lanes + np.arange(layout.lanes)
-                y = phase_y + layout.modulus[0] * (pixel // layout.pitch)
-                x = phase_x + layout.modulus[1] * (pixel % layout.pitch)
-                inside = (y < layout.height) & (x < layout.width)
-                if inside.any():
-                    tiles.append((phase_y, phase_x, word, np.where(inside, y, -1), x))
+    phases = product(range(min(layout.modulus[0], layout.height)), range(min(layout.modulus[1], layout.width)))
+    for word, (phase_y, phase_x) in product(range(layout.phase_words), list(phases)):
+        pixel = word * layout.lanes + np.arange(layout.lanes)
+        y = phase_y + layout.modulus[0] * (pixel // layout.pitch)
+        x = phase_x + layout.modulus[1] * (pixel % layout.pitch)
+        inside = (y < layout.height) & (x < layout.width)
+        if inside.any():
+            tiles.append((phase_y, phase_x, word, np.where(inside, y, -1), x))
     return tiles
 
 
@@ -86,8 +100,8 @@ def window_tiles(
     kernel: tuple[int, int],
     stride: tuple[int, int],
     pads: tuple[int, int],
-) -> tuple[int, int]:
-    """Tiles of a sliding window; returns (first tile, number of tiles). Tap number = ky * kernel columns + kx.
+) -> list[Tile]:
+    """Tiles of a sliding window. Tap number = ky * kernel columns + kx.
 
     `pads` are the rows above and columns left of the map.
     """
@@ -96,6 +110,7 @@ def window_tiles(
     positions = source.positions()
     for phase_y, phase_x, word, y, x in output_tiles(target):
         taps = []
+        reads = np.zeros(source.plane_words, bool)
         for ky in range(kernel[0]):
             for kx in range(kernel[1]):
                 row, phase_row = divmod(phase_y * stride[0] + ky - pads[0], source.modulus[0])
@@ -109,23 +124,25 @@ def window_tiles(
                 lanes = np.flatnonzero(inside)
                 read = word * source.lanes + lanes + offset
                 assert (positions[input_y[lanes], input_x[lanes]] == read).all(), "placement and window disagree"
+                reads[read // source.lanes] = True
                 taps.append((offset if len(lanes) else 0, inside))
         phase = phase_y * target.modulus[1] + phase_x
-        tiles.append((tables.tap_row(taps), word, phase * phase_words + word))
-    return tables.tile_list(tiles), len(tiles)
+        tiles.append(Tile(tables.tap_row(taps), word, phase * phase_words + word, reads))
+    return tiles
 
 
-def single_pixel_tile(tables: Tables, lanes: int) -> int:
+def single_pixel_tile(tables: Tables, source: PlaneLayout) -> Tile:
     """The tile of a 1x1 output map whose window is read pixel by pixel: tap l brings lane l of a word to lane 0."""
-    first = np.arange(lanes) == 0
-    return tables.tile_list([(tables.tap_row([(lane, first) for lane in range(lanes)]), 0, 0)])
+    first = np.arange(source.lanes) == 0
+    row = tables.tap_row([(lane, first) for lane in range(source.lanes)])
+    return Tile(row, 0, 0, np.ones(source.plane_words, bool))
 
 
-def whole_plane_tile(tables: Tables, source: PlaneLayout) -> tuple[int, list[int]]:
+def whole_plane_tile(tables: Tables, source: PlaneLayout) -> tuple[Tile, list[int]]:
     """The tile that reads a plane word by word; returns (tile, words that hold pixels). Tap t belongs to the t-th."""
     words = [
         (phase_y * source.modulus[1] + phase_x) * source.phase_words + word
         for phase_y, phase_x, word, _, _ in output_tiles(source)
     ]
     taps = [(0, y >= 0) for _, _, _, y, _ in output_tiles(source)]
-    return tables.tile_list([(tables.tap_row(taps), 0, 0)]), words
+    return Tile(tables.tap_row(taps), 0, 0, np.ones(source.plane_words, bool)), words

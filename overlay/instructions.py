@@ -1,28 +1,34 @@
 """Formats that the engine reads: instructions, job headers, steps, and the entries of its tables.
 
-The sequencer carries out *instructions*: move data, run a layer, end. A RUN starts every group at the same address of
-its own *stream*, which holds jobs one after the other:
+The sequencer carries out *instructions*: move data, run, end. A RUN sends every group through the *jobs* in its own
+*stream*; the sequencer goes on at once, to the next picture's instructions too:
 
     header (2 words) | step | step | ... | step(last) | header | step ...
 
-A job computes one block of `group_columns` output channels over a range of tiles; its steps are replayed for each tile.
+A job computes one block of `group_columns` output channels over a list of tiles; its steps are replayed for each tile.
 One step is one array cycle: it multiplies the vector at (plane, tap, tile) with one weight for each column. Where a
 step reads is found through three small tables, so that padding, strides and map sizes cost no logic and no cycle:
 
     tile  -> row of taps, word of the input plane, word of the output plane
     tap   -> offset in pixels from that word, row of masks       (address: tile.taps + step.tap)
     mask  -> which lanes lie inside the map; the others read `pad`
+
+Groups go through their jobs each at its own pace. What keeps them together are *epochs*: a picture is divided into
+phases, every group counts the phases of which it has written all results, and a tile (or a step) waits until all
+groups have reached the epoch in which what it reads was written. Epochs count on from picture to picture, modulo
+2^EPOCH_BITS; none may be ahead of another by half of that.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 from sentei.overlay.fields import Layout
 from sentei.overlay.geometry import ACTIVATION_BITS, LOAD_BITS, WEIGHT_BITS, Geometry, fingerprint_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 NIBBLE_SHIFT = 4  # joining nibble passes: partial * 16 + accumulator
+EPOCH_BITS = 10
 
 # Requantizing (gateware/lanes.py): a binary search among 31 thresholds, of which the first step compares with the 16th.
 SEARCH_LEVELS = 4  # steps after the first
@@ -33,11 +39,31 @@ LANE_SUM_BITS = 5  # of each lane's sum, where all lanes are summed
 
 
 class Opcode(IntEnum):
-    END = 0  # wait for everything, count the job, raise the interrupt
-    SYNC = 1  # wait until the DMA and all groups are idle
+    END = 0  # the picture's last instruction: the job ends when all its STOREs have
+    SYNC = 1  # wait for what `units` names
     LOAD = 2  # main memory -> on-chip memory; returns at once, the next LOAD waits for it
-    STORE = 3  # activation memory -> main memory; likewise
-    RUN = 4  # start a layer on all groups; the next RUN waits for it
+    STORE = 3  # activation memory -> main memory, when the epoch is reached; returns at once
+    RUN = 4  # queue a run for all groups
+
+
+class Until(IntFlag):
+    """What a SYNC waits for."""
+
+    EPOCH = 1  # all groups have reached `epoch`
+    LOADED = 2  # no LOAD is under way
+    STORED = 4  # no STORE is under way or waits
+    RUNS = 8  # no group has more than `count` runs to do
+    WRITTEN = 16  # no result is under way to the activation memory
+
+
+EVERYTHING = Until.LOADED | Until.STORED | Until.RUNS | Until.WRITTEN
+
+
+class Start(IntFlag):
+    """`units` of a RUN."""
+
+    RESUME = 1  # start where the group's last run stopped instead of at `address`
+    LAYER = 2  # stop at the end of the layer
 
 
 class Memory(IntEnum):
@@ -63,10 +89,11 @@ INSTRUCTION = Layout(
     "instruction",
     ("opcode", 4, "Opcode"),
     ("memory", 4, "LOAD: Memory"),
-    ("units", 8, "LOAD: a bit for each group (STREAM) or requantizer (CHANNEL) that takes the data"),
+    ("units", 8, "LOAD: a bit for each group (STREAM) or requantizer (CHANNEL) that takes the data; SYNC: Until; "
+     "RUN: Start"),
     ("address", 16, "LOAD, STORE: first entry of the on-chip memory; RUN: stream address"),
-    ("count", 16, "LOAD, STORE: entries"),
-    ("layer", 16, "RUN: number for the profile"),
+    ("count", 16, "LOAD, STORE: entries; SYNC: runs; END: phases of the picture"),
+    ("epoch", 16, "from the picture's start; SYNC, STORE: to wait for; RUN: that the first job counts from"),
     ("offset", 32, "LOAD, STORE: bytes from the base, a multiple of 8"),
     ("base", 2, "LOAD, STORE: Base"),
 )
@@ -74,21 +101,26 @@ INSTRUCTION_LOAD_WORDS = 2
 
 HEADER0 = Layout(
     "header0",
-    ("tile", 16, "first tile"),
-    ("tiles", 16, "number of tiles; 0: the job has no steps"),
+    ("tile", 15, "first tile"),
+    ("tiles", 15, "number of tiles; 0: the job has no steps and passes as many phases as `steps` says"),
     ("channel", 12, "first entry of the channel table"),
     ("columns", 7, "columns that hold results, from column 0"),
     ("residual", 1, "1: add a residual"),
     ("reduce", 1, "1: sum all lanes; the result is lane 0"),
     ("wide", 1, "1: hand the sums out whole, as planes of nibbles"),
-    ("last", 1, "1: no job follows in this layer"),
+    ("signal", 1, "1: tiles that carry `signal` end a phase"),
+    ("layer", 1, "1: the layer's last job"),
+    ("last", 1, "1: the run's last job"),
+    ("epoch", 6, "epochs to wait for, more than the job before (the run's first: than the picture's first)"),
 )
 HEADER1 = Layout(
     "header1",
     ("output", 16, "word of the first output plane; wide: of the first channel's highest nibble"),
-    ("stride", 16, "words from one column's output plane to the next"),
-    ("residual", 16, "word of the first residual plane; wide: words from behind a piece's last plane to the next piece's first, modulo 2^16"),
-    ("steps", 16, "steps of one tile"),
+    ("stride", 14, "words from one column's output plane to the next"),
+    ("residual", 16, "word of the first residual plane; wide: words from behind one nibble's last plane to the next "
+     "lower nibble's first, modulo 2^16"),
+    ("steps", 13, "steps of one tile"),
+    ("late", 5, "epochs that steps with `late` wait for on top"),
 )
 STEP = Layout(
     "step",
@@ -99,7 +131,7 @@ STEP = Layout(
     ("shift", 1, "at the end of a pass: the partial counts 16 times"),
     ("pad", ACTIVATION_BITS, "what lanes outside the map read"),
     ("maximum", 1, "take the maximum of the vectors instead of multiplying"),
-    ("fresh", 1, "first step of a pass: forget the sum"),
+    ("late", 1, "wait for the header's `late` epochs too"),
 )
 STEP_WEIGHTS_OFFSET = 32  # bit of a stream word where the weights start, column 0 lowest
 
@@ -108,6 +140,8 @@ TILE = Layout(
     ("taps", 16, "first entry of its row of taps"),
     ("input", 16, "word of the input plane"),
     ("output", 16, "word of the output plane"),
+    ("epoch", 6, "epochs to wait for, more than the job's"),
+    ("signal", 1, "1: ends a phase, in jobs with `signal`"),
 )
 TAP = Layout("tap", ("offset", -20, "pixels from the tile's input word"), ("mask", 12, "entry of the mask table"))
 

@@ -78,8 +78,7 @@ class Program:
 
     A device runs it like this: copy `data` to main memory; job at `prologue` with the load flag (moves weights on
     chip); then a job at `body` for each picture. A job at `trace` does the same as `body` and also stores every
-    layer's output; `trace_tensors` tells where. `runs` is the number of profile records of one picture: a layer whose
-    weights do not fit on chip at once takes several.
+    layer's output; `trace_tensors` tells where.
     """
 
     name: str
@@ -98,7 +97,6 @@ class Program:
     trace_tensors: tuple[TensorInfo, ...]
     trace_bytes: int
     layers: tuple[LayerInfo, ...]
-    runs: int
     classes: tuple[str, ...] = field(default=())
 
     @property

@@ -15,7 +15,7 @@ from enum import IntEnum
 from sentei.overlay.fields import Layout
 
 VLNV = "sentei.org:sentei:engine:1.0"  # binds the driver to the IP in a .hwh
-JOB_QUEUE_DEPTH = 2
+JOB_QUEUE_DEPTH = 4
 
 
 class ErrorCode(IntEnum):
@@ -102,29 +102,35 @@ REGISTERS = _number(
         ),
         Register("completed", "ro", "Jobs ended since reset."),
         Register("instruction_pointer", "ro", "Instruction being carried out."),
-        Register("layer", "ro", "Layer being computed, as numbered by the program."),
+        Register(
+            "epochs",
+            "ro",
+            "Phases that the groups have passed since reset, modulo 256.",
+            Layout("epochs", *((f"group{g}", 8, "of this group, if there is one") for g in range(4))),
+        ),
         Register("error_address", "ro", "Bus address of the burst that failed."),
         Register("read_address", "ro", "Bus address of the last read burst."),
         Register("write_address", "ro", "Bus address of the last write burst."),
         Register("watchdog", "rw", "Cycles that a job may take; 0 for no limit.", reset=1 << 28),
-        Register("job_cycles", "ro", "Cycles from the start to the end of the last job."),
-        Register("profile_count", "ro", "Records in the profile: one for each RUN since it was cleared."),
+        Register("job_cycles", "ro", "Cycles of the last job: since the one before it ended, or since it was alone."),
+        Register("profile_count", "ro", "Records in the profile: one for each layer and group since it was cleared."),
         Register("profile_index", "rw", "Record and word to look at: record * 8 + word."),
         Register("profile_data", "ro", "The word that profile_index names."),
     ]
 )
 
-# One profile record: eight 32-bit words, written when a RUN instruction ends. Cycle counts of groups add up over
-# groups: steps + drain_stalls + idle + setup = groups * cycles.
+# One profile record: eight 32-bit words, written when a group ends a layer. The cycles that the group spent since its
+# record before add up: steps + drain_stalls + waits + setup + idle = end - end of the record before.
+PROFILE_CAUSES = ("steps", "drain_stalls", "waits", "setup", "idle")
 PROFILE_WORDS = (
-    "layer",  # number that the RUN instruction carries
-    "cycles",  # from the start of the RUN to the last result written
-    "steps",  # group cycles that issued a step
-    "drain_stalls",  # group cycles that waited for the result bus or the write queue
-    "setup",  # group cycles that read headers and tiles
-    "idle",  # group cycles with nothing left to do in this layer, the pipeline's emptying included
-    "read_bytes",  # main memory bytes read since the record before
-    "write_bytes",  # main memory bytes written since the record before
+    "group",
+    "end",  # clock cycles since the profile was cleared
+    "steps",  # cycles that issued a step
+    "drain_stalls",  # cycles that waited for the result bus or the write queue
+    "waits",  # cycles that waited for results of other groups
+    "setup",  # cycles that read headers and filled the pipeline
+    "idle",  # cycles with nothing to do
+    "bytes",  # main memory bytes read and written since the record before, whichever group's
 )
 
 # Registers of the interrupt controller, 4 bytes apart: those of the Xilinx AXI INTC (PG099) that pynq expects.

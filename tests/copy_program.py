@@ -2,7 +2,7 @@
 
 from sentei.overlay.fields import Layout
 from sentei.overlay.geometry import Geometry
-from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Base, Memory, Opcode
+from sentei.overlay.instructions import EVERYTHING, INSTRUCTION, INSTRUCTION_LOAD_WORDS, Base, Memory, Opcode
 from sentei.overlay.layout import PlaneLayout
 from sentei.overlay.program import Program, TensorInfo
 
@@ -23,10 +23,12 @@ def copy_program(
     count = layout.words
     load = {"opcode": Opcode.LOAD, "memory": Memory.ACTIVATION, "address": 5, "count": count, "base": Base.INPUT}
     store = {"opcode": Opcode.STORE, "address": 5, "count": count, "base": Base.OUTPUT}
+    wait = {"opcode": Opcode.SYNC, "units": EVERYTHING}
     instructions = [
         {"opcode": Opcode.END},
+        wait,
         load | {"offset": input_offset},
-        {"opcode": Opcode.SYNC},
+        wait,
         store | {"offset": output_offset},
         {"opcode": opcode},
     ]
@@ -48,6 +50,5 @@ def copy_program(
         output_offset=(1.0,) * CHANNELS,
         trace_tensors=(tensor,),
         trace_bytes=count * geometry.word_bytes,
-        runs=1,
         layers=(),
     )

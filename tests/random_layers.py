@@ -33,7 +33,7 @@ def random_weights(rng: np.random.Generator, shape: tuple[int, ...], bits: int, 
 
 
 def even_thresholds(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
-    """int64 (C, 31): a random line for each channel, whose middle lies within +-reach; some late at odd or even numbers.
+    """int64 (C, 31): a random line for each channel, its middle within +-reach; some late at odd or even numbers.
 
     Distances are anything from 0 to far beyond the reach, whole ones as often as not.
     """

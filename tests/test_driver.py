@@ -197,7 +197,7 @@ def test_a_bus_error_names_the_address_and_the_next_run_works(overlay, kind, cod
 
 def test_an_unknown_instruction_is_reported(overlay):
     overlay.load(copy_program(overlay.manifest.geometry, opcode=15))
-    with pytest.raises(EngineError, match="no such instruction at 4") as info:
+    with pytest.raises(EngineError, match="no such instruction at 5") as info:
         overlay.run(pictures(1))
     assert info.value.code == ErrorCode.BAD_INSTRUCTION
 

@@ -15,6 +15,7 @@ from sentei.host.compiler import compile_network
 from sentei.host.ir import IRError
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS, Geometry
+from sentei.overlay.registers import PROFILE_CAUSES
 
 ODD = Geometry(
     lanes=16, columns=16, groups=1, requantizers=1, accumulator_bits=12, bus_bits=128, activation_words=16384
@@ -69,7 +70,8 @@ def test_layer_equals_the_reference(overlays, name, seed):
     for op in network.ops:
         np.testing.assert_array_equal(measured[op.output], expected[op.output], err_msg=f"{text}: {op.name}")
     np.testing.assert_array_equal(overlay.run(images), expected[network.output], err_msg=text)
-    groups = GEOMETRIES[name].groups
-    for record in overlay.profile():
-        spent = sum(record[kind] for kind in ("steps", "drain_stalls", "setup", "idle"))
-        assert spent == groups * record["cycles"], f"{text}: {record}"
+    previous = dict.fromkeys(range(GEOMETRIES[name].groups), 0)
+    for record in overlay.engine.profile():
+        spent = sum(record[cause] for cause in PROFILE_CAUSES)
+        assert spent == record["end"] - previous[record["group"]], f"{text}: {record}"
+        previous[record["group"]] = record["end"]

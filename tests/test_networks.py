@@ -171,7 +171,7 @@ def streamed_network(seed, kind, monkeypatch):
             except CapacityError as error:
                 print(f"seed {seed}, attempt {attempt}: {error}")
                 continue
-            if plans[-1].streamed and plans[-1].ahead == (kind == "ahead"):
+            if any(run.chunk for run in plans[-1].runs) and plans[-1].buffers == (2 if kind == "ahead" else 1):
                 return model, network, program, plans[-1]
     raise AssertionError(f"none of seed {seed}'s networks streams {kind}")
 
@@ -190,9 +190,10 @@ def streams_loaded(program):
 def test_weights_that_do_not_fit_on_chip_are_loaded_for_each_picture(overlays, monkeypatch, kind, seed):
     overlay = overlays("streamed")
     model, network, program, plan = streamed_network(seed, kind, monkeypatch)
-    assert streams_loaded(program) == len(plan.streamed) * SMALL_STREAMS.groups > 0
+    chunks = sum(run.chunk for run in plan.runs)
+    assert streams_loaded(program) == chunks * SMALL_STREAMS.groups > 0
     stalls = seed + 1 if seed % 3 == 0 else 0
-    text = f"{kind}, seed {seed}, stalls {stalls}, {len(plan.streamed)} of {len(plan.addresses)} runs streamed"
+    text = f"{kind}, seed {seed}, stalls {stalls}, {chunks} of {len(plan.runs)} runs streamed"
     print(text)
     overlay.device.simulator.stall_memory(stalls)
     assert_equal(overlay, model, network, program, random_images(seed, network, 2), text)
@@ -209,7 +210,7 @@ def test_runs_of_both_places_are_mixed(monkeypatch):
         pairs = set()
         for seed in range(STREAMED):
             plan = streamed_network(seed, kind, monkeypatch)[3]
-            streamed = [index in plan.streamed for index in range(len(plan.addresses))]
+            streamed = [run.chunk for run in plan.runs]
             pairs |= {*pairwise(streamed), ("first", streamed[0]), ("last", streamed[-1])}
         assert pairs >= {(False, False), (False, True), (True, False), (True, True)}, kind
         assert pairs >= {("first", False), ("last", False), ("last", True)}, kind

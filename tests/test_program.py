@@ -17,6 +17,7 @@ from sentei.host.compiler import compile_network
 from sentei.host.frontend import load
 from sentei.overlay.errors import InputError, ProgramError
 from sentei.overlay.geometry import PRESETS
+from sentei.overlay.instructions import FORMAT_VERSION
 from sentei.overlay.layout import PlaneLayout
 from sentei.overlay.program import MAGIC, PREFIX, LayerInfo, Program, TensorInfo
 
@@ -77,7 +78,6 @@ def small_program(geometry=PRESETS["8x8"], data=bytes(16), **changes) -> Program
         output_offset=(0.0, 0.0),
         trace_tensors=(),
         trace_bytes=0,
-        runs=1,
         layers=(),
     )
     return Program(**(values | changes))
@@ -234,10 +234,10 @@ def test_a_transfer_that_changes_line_ends_is_refused(content, change):
     refused(content.replace(*change), "is not a Sentei program file")
 
 
-@pytest.mark.parametrize("version", [0, 2, 0xFFFFFFFF])
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, 0xFFFFFFFF])
 def test_another_version_is_refused_with_both_numbers(content, version):
     damaged = content[:8] + struct.pack("<I", version) + content[12:]
-    refused(damaged, f"has format version {version}, this software reads 1; compile the model again")
+    refused(damaged, f"has format version {version}, this software reads {FORMAT_VERSION}; compile the model again")
 
 
 def test_other_files_are_refused():

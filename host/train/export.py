@@ -3,25 +3,24 @@
 :func:`freeze` makes every constant final inside the torch model, which is therefore still the thing to measure;
 :func:`export` has Brevitas write it::
 
-    Quant(u8) -> [Conv(Quant(weight)) -> Mul m -> Add b -> (Add residual) -> Relu -> Quant(u4)]... -> GlobalAveragePool
+    Quant(u8) -> [Conv(Quant(weight)) -> Mul m -> Add b -> (Add residual) -> Quant(u4)]... -> GlobalAveragePool
               -> Quant(u4) -> Flatten -> MatMul(Quant(weight)) -> Add bias
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
 import torch
 from brevitas.export import export_qonnx
-from brevitas.nn import QuantReLU
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.util.cleanup import cleanup_model
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from sentei.host.train.model import ResidualAdd
+from sentei.host.train.quantize import residual_adds
 from sentei.overlay.errors import SenteiError
 
 OPSET = 13
@@ -53,47 +52,35 @@ class Affine(nn.Module):
     def from_batch_norm(cls, norm: nn.BatchNorm2d) -> Affine:
         """The affine map of a batch norm's running statistics, computed in float64, rounded once."""
         mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
-        gain = norm.weight.double() / torch.sqrt(variance + norm.eps)
+        gain = (norm.weight.double() if norm.affine else 1.0) / torch.sqrt(variance + norm.eps)
         gain[gain.abs() < 2.0**-20] = 2.0**-20  # a dead channel keeps an invertible map
-        offset = norm.bias.double() - mean * gain
+        offset = (norm.bias.double() if norm.affine else 0.0) - mean * gain
         return cls(gain.float(), offset.float())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.m + self.b
 
 
-def scale_of(activation: QuantReLU) -> Tensor:
-    return activation.act_quant.scale().detach()
-
-
-def check_residual_scales(residual_adds: Iterable[ResidualAdd]) -> None:
-    """Refuse activation scales, final after calibration, that snap_residual cannot work with."""
-    for add in residual_adds:
-        behind, residual = scale_of(add.block.act), scale_of(add.residual)
-        if behind < residual:
-            raise ExportError(
-                f"the scale behind a residual addition must be at least the residual's, {residual.item()}, "
-                f"not {behind.item()}; calibrate with more images, or train the float network with another seed"
-            )
-
-
 @torch.no_grad()
-def freeze(network: nn.Module, residual_adds: Iterable[ResidualAdd] = ()) -> None:
-    """Turn a trained network, in place, into the one that is exported: batch norms as m and b, residuals snapped."""
-    residual_adds = list(residual_adds)
-    check_residual_scales(residual_adds)
+def freeze(network: fx.GraphModule) -> None:
+    """Turn a trained quantized network, in place, into the one that is exported.
+
+    Batch norms become m and b, residual additions are snapped.  ExportError if an addition cannot be.
+    """
     network.eval()
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, Affine.from_batch_norm(child))
-    for add in residual_adds:
-        accumulator_scale = (add.block.conv.quant_weight().scale * scale_of(add.input)).view(1, -1, 1, 1)
-        snap_residual(cast(Affine, add.block.norm), accumulator_scale, scale_of(add.residual))
+    for add in residual_adds(network):
+        if add.output_scale < add.residual_scale:
+            raise ExportError(f"{add.norm}: the scale behind a residual addition must be at least the residual's, "
+                              f"{add.residual_scale}, not {add.output_scale}")
+        snap_residual(cast(Affine, network.get_submodule(add.norm)), add.sum_scale, add.residual_scale)
 
 
 @torch.no_grad()
-def snap_residual(affine: Affine, accumulator_scale: Tensor, residual_scale: Tensor) -> None:
+def snap_residual(affine: Affine, accumulator_scale: float, residual_scale: float) -> None:
     """Move m and b to where the residual addition is integer arithmetic with 4 fraction bits, away from ties.
 
     With the accumulator a, the residual r (both integers) and u = accumulator_scale * m / 16, the block computes
@@ -103,11 +90,11 @@ def snap_residual(affine: Affine, accumulator_scale: Tensor, residual_scale: Ten
     no sum lies on one, where float32 and integers might round apart.
     """
     one = 2.0**RESIDUAL_FRACTION_BITS
-    scale, step = accumulator_scale.double(), residual_scale.double()
-    ratio = torch.round(step * one / (scale * affine.m.double())).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+    ratio = torch.round(residual_scale * one / (accumulator_scale * affine.m.double()))
+    ratio = ratio.clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
     ratio[ratio == 0] = 1
-    m = (step * one / (scale * ratio)).float()
-    unit = scale * m.double() / one
+    m = (residual_scale * one / (accumulator_scale * ratio)).float()
+    unit = accumulator_scale * m.double() / one
     b = (torch.round(affine.b.double() / unit - _TIE_DISTANCE) + _TIE_DISTANCE) * unit
     affine.m.copy_(m)
     affine.b.copy_(b.float())
@@ -118,5 +105,6 @@ def export(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export_qonnx(network, torch.zeros(input_shape), str(path), opset_version=OPSET, dynamo=False)
+        on_cpu = copy.deepcopy(network).cpu()
+        export_qonnx(on_cpu, torch.zeros(input_shape), str(path), opset_version=OPSET, dynamo=False)
     cleanup_model(ModelWrapper(str(path))).save(str(path))

@@ -1,12 +1,13 @@
-"""A short, repeatable training loop: SGD, one learning-rate cycle, a checkpoint after each epoch.
+"""The training loop: SGD, one learning-rate cycle, a checkpoint after each epoch.
 
-All randomness of an epoch comes from a generator seeded by (seed, epoch), so a resumed run continues as if it had
-never stopped.  Forward and backward run under bfloat16 autocast: quantized weights and activations have 4 bits and are
-exact in its 8, and it halves the time of an epoch.  Evaluation is in float32.
+All randomness of an epoch comes from generators seeded by (seed, epoch), so a resumed run continues bit for bit as if
+it had never stopped.  Forward and backward run under bfloat16 autocast where the machine computes in it: quantized
+weights and activations have at most 8 significant bits and are exact in it.  Evaluation is in float32.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sentei.host.train.data import Split
 from sentei.overlay.errors import SenteiError
 
 PIXEL_SCALE = 2.0**-8
@@ -26,8 +28,12 @@ _MOMENTUM = 0.9
 _WARMUP = 0.05
 
 
+class TrainingError(SenteiError):
+    """Training cannot go on."""
+
+
 class CheckpointError(SenteiError, ValueError):
-    """A checkpoint belongs to another run."""
+    """A checkpoint cannot be written, or belongs to another run."""
 
 
 @dataclass(frozen=True)
@@ -40,34 +46,72 @@ class Recipe:
     weight_decay: float = 5e-4
     distillation: float = 0.0  # share of the teacher's soft targets in the loss
     temperature: float = 3.0
-    max_shift: int = 2  # pixels by which an image is moved, at most
+    max_shift: int = 4  # pixels by which an image is moved, at most
+    mirror: bool = True  # half of the images are mirrored
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images (N, 28, 28) uint8 and labels (N,) int64."""
+class Moment:
+    """Where training stands; what :func:`fit` tells its caller after each step."""
 
-    images: Tensor
-    labels: Tensor
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float  # mean of the epoch so far
+    accuracy: float | None  # after the last epoch
+    density: float = 1.0  # kernel elements kept
+
+
+def ignore(moment: Moment) -> None:
+    """For callers that do not want to be told."""
+
+
+class Images:
+    """Images (N, C, H, W) uint8 and labels (N,) int64 on a device."""
+
+    def __init__(self, split: Split, device: torch.device | str = "cpu"):
+        self.images = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def to_input(images: Tensor) -> Tensor:
-    """uint8 (N, H, W) -> the network's float32 (N, 1, H, W), pixel / 256."""
-    return images.unsqueeze(1).float() * PIXEL_SCALE
+    """uint8 (N, C, H, W) -> the network's float32, pixel / 256."""
+    return (images.float() * PIXEL_SCALE).contiguous(memory_format=torch.channels_last)
 
 
-def augment(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Each image (N, H, W) moved by up to max_shift pixels and mirrored by chance."""
-    count, height, width = images.shape
+def augment(images: Tensor, max_shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) moved by up to max_shift pixels, and mirrored by chance."""
+    count, channels, height, width = images.shape
     padded = F.pad(images, [max_shift] * 4)
     corner = torch.randint(0, 2 * max_shift + 1, (2, count, 1), generator=generator)
-    mirrored = torch.rand((count, 1), generator=generator) < 0.5
-    columns = torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
+    mirrored = torch.rand((count, 1), generator=generator) < 0.5 * mirror
+    columns = corner[1] + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
     rows = corner[0] + torch.arange(height)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], (corner[1] + columns)[:, None, :]]
+    columns, rows = columns.to(images.device), rows.to(images.device)
+    sample = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 @torch.no_grad()
@@ -87,17 +131,20 @@ def fit(
     recipe: Recipe,
     *,
     seed: int,
-    name: str,
+    stage: str,
     checkpoint: Path | None = None,
     settings: Mapping[str, object] = MappingProxyType({}),
     resume: bool = False,
     teacher: nn.Module | None = None,
     before_step: Callable[[float], None] = lambda progress: None,
+    watch: Callable[[Moment], None] = ignore,
 ) -> float:
     """Train in place and return the seconds it took, those before a resume included.
 
-    ``before_step`` is called with the progress in [0, 1] before each step (to prune).  With ``resume``, training
-    continues after the last epoch in ``checkpoint`` if that file exists and was written with the same ``settings``.
+    ``before_step`` is called with the progress in [0, 1] before each step (to prune), ``watch`` after it.  With
+    ``resume``, training continues after the last epoch in ``checkpoint`` if that file exists and was written with the
+    same ``settings``.  TrainingError if the loss is no finite number, CheckpointError if the checkpoint cannot be
+    written or belongs to another run; the last checkpoint stays as it was.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.dim() > 1]
@@ -106,18 +153,24 @@ def fit(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=recipe.learning_rate, momentum=_MOMENTUM, nesterov=True,
     )
-    done, seconds = 0, 0.0
+    settings = {**settings, "seed": seed, "stage": stage, **vars(recipe)}
+    done, seconds, reached = 0, 0.0, None
     if resume and checkpoint and checkpoint.exists():
-        state = torch.load(checkpoint)
-        if state["settings"] != dict(settings):
-            raise CheckpointError(f"{checkpoint} must come from a run with {dict(settings)}, not {state['settings']}; "
+        state = load_checkpoint(checkpoint, device_of(network))
+        if state.get("settings") != settings:
+            raise CheckpointError(f"{checkpoint} must come from a run with {settings}, not {state.get('settings')}; "
                                   "repeat those options, or start anew without --resume")
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        done, seconds = state["epochs"], state["seconds"]
-    steps = len(train) // recipe.batch
+        try:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint} must be of the same network: {first_line(error)}; name another "
+                                  "folder, or start anew without --resume") from error
+        done, seconds, reached = state["epochs"], state["seconds"], state["accuracy"]
+    steps = max(1, len(train) // recipe.batch)
     for epoch in range(done, recipe.epochs):
         start = time.monotonic()
+        torch.manual_seed((seed << 16) + epoch)
         generator = torch.Generator().manual_seed((seed << 16) + epoch)
         order = torch.randperm(len(train), generator=generator)
         network.train()
@@ -126,21 +179,27 @@ def fit(
             progress = (epoch * steps + step) / (recipe.epochs * steps)
             before_step(progress)
             for parameters in optimizer.param_groups:
-                parameters["lr"] = recipe.learning_rate * _one_cycle(progress)
-            chosen = order[step * recipe.batch:(step + 1) * recipe.batch]
-            inputs = to_input(augment(train.images[chosen], recipe.max_shift, generator))
+                parameters["lr"] = recipe.learning_rate * one_cycle(progress)
+            chosen = order[step * recipe.batch:(step + 1) * recipe.batch].to(train.images.device)
+            inputs = to_input(augment(train.images[chosen], recipe.max_shift, recipe.mirror, generator))
             loss = _loss(network, teacher, inputs, train.labels[chosen], recipe)
+            if not math.isfinite(value := loss.item()):
+                raise TrainingError(
+                    f"{stage}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; lower the learning rate "
+                    f"({recipe.learning_rate})" + (f"; {checkpoint} holds {epoch} epochs" if checkpoint else "")
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item()
+            total += value
+            watch(Moment(stage, epoch, recipe.epochs, step + 1, steps, total / (step + 1), reached))
         reached = accuracy(network, test)
+        watch(Moment(stage, epoch, recipe.epochs, steps, steps, total / steps, reached))
         seconds += time.monotonic() - start
-        print(f"{name}: epoch {epoch + 1}/{recipe.epochs}  loss {total / steps:.4f}  "
-              f"test accuracy {reached:.4f}  {seconds:.0f} s", flush=True)
         if checkpoint:
-            _save({"network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                   "settings": dict(settings), "epochs": epoch + 1, "seconds": seconds}, checkpoint)
+            save_checkpoint(
+                {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings,
+                 "epochs": epoch + 1, "seconds": seconds, "accuracy": reached}, checkpoint)
     return seconds
 
 
@@ -152,16 +211,19 @@ def estimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
     (Nagel et al. 2022, "Overcoming oscillations in quantization-aware training", arXiv:2203.11086).
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean
     network.train()
     for batch in batches:
         network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     network.eval()
 
 
-def _one_cycle(progress: float) -> float:
+def one_cycle(progress: float) -> float:
     """Learning rate relative to its peak: a linear warm-up, then half a cosine."""
     if progress < _WARMUP:
         return progress / _WARMUP
@@ -170,21 +232,52 @@ def _one_cycle(progress: float) -> float:
 
 def _loss(network: nn.Module, teacher: nn.Module | None, inputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     """Cross entropy, mixed with the teacher's softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
-    with torch.autocast("cpu", torch.bfloat16):
+    autocast = torch.autocast(inputs.device.type, torch.bfloat16, enabled=computes_in_bfloat16(inputs.device))
+    with autocast:
         logits = network(inputs).float()
     loss = F.cross_entropy(logits, labels)
     if teacher is None or not recipe.distillation:
         return loss
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast:
         targets = F.log_softmax(teacher(inputs).float() / recipe.temperature, dim=1)
     softened = F.log_softmax(logits / recipe.temperature, dim=1)
     distance = F.kl_div(softened, targets, reduction="batchmean", log_target=True) * recipe.temperature**2
     return (1 - recipe.distillation) * loss + recipe.distillation * distance
 
 
-def _save(state: dict, path: Path) -> None:
-    """Write a checkpoint so that a crash leaves either the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def load_checkpoint(path: Path, device: torch.device) -> dict:
+    """What :func:`save_checkpoint` wrote. CheckpointError if the file is no checkpoint."""
+    try:
+        state = torch.load(path, map_location=device)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except Exception as error:
+        raise CheckpointError(f"{path} is no checkpoint of this program: {first_line(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is no checkpoint of this program, but a {type(state).__name__}")
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """What torch says in many lines, in one."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def save_checkpoint(state: Mapping[str, object], path: Path) -> None:
+    """Write a checkpoint so that a crash or a full disk leaves either the old one or the new one."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}; what it held before is intact. "
+                              "Make room, or choose another folder, and use --resume") from error

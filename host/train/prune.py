@@ -10,9 +10,11 @@ no cycle and all column groups of the array finish together::
     block 1          . . .  . # #
                      . . .  . # .
 
-The number of kept slots falls along the cubic schedule of Zhu and Gupta, "To prune, or not to prune" (2017,
-arXiv:1710.01878): fast while there is redundancy, slowly towards the end.  Masks are chosen anew at each update, so a
-slot may come back until the schedule has ended; then they are frozen.
+A slot matters as much as the L2 norm of its weights, each channel's relative to the norm of its own kernel (magnitude
+pruning: Han et al. 2015, arXiv:1506.02626; by groups: Wen et al. 2016, arXiv:1608.03665).  The number of kept slots
+falls along the cubic schedule of Zhu and Gupta (2017, "To prune, or not to prune", arXiv:1710.01878): fast while there
+is redundancy, slowly towards the end.  Masks are chosen anew at each update from the weights as they were when they
+were pruned, so a slot may come back until the schedule has ended.
 
 Works on any ``nn.Conv2d`` through ``torch.nn.utils.parametrize``: ``conv.weight`` reads as the masked weight.
 """
@@ -20,7 +22,9 @@ Works on any ``nn.Conv2d`` through ``torch.nn.utils.parametrize``: ``conv.weight
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from fractions import Fraction
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +34,7 @@ from sentei.overlay.errors import SenteiError
 
 
 class PruneError(SenteiError, ValueError):
-    """A layer cannot be pruned as asked."""
+    """A network cannot be pruned as asked."""
 
 
 def slot_importance(weight: Tensor, group: int) -> Tensor:
@@ -50,71 +54,129 @@ def largest_slots(importance: Tensor, count: int) -> Tensor:
     return kept.scatter_(1, rows.topk(count, dim=1).indices, True).view_as(importance)
 
 
-def cubic_density(progress: float, final: float) -> float:
-    """The density at ``progress`` in [0, 1] of the schedule, from 1 down to ``final`` (Zhu and Gupta 2017, eq. 1)."""
+def cubic_density(progress: float, start: float, final: float) -> float:
+    """The density at ``progress`` in [0, 1] of the schedule, from start down to final (Zhu and Gupta 2017, eq. 1)."""
     remaining = 1.0 - min(max(progress, 0.0), 1.0)
-    return final + (1.0 - final) * remaining**3
+    return final + (start - final) * remaining**3
 
 
 class SlotMask(nn.Module):
-    """Parametrization of a convolution's weight: zero outside the kept slots, which change until frozen."""
+    """Parametrization of a convolution's weight (O, I, kh, kw): zero outside the kept slots."""
 
     kept: Tensor
-    frozen: Tensor
+    final: Tensor
 
     def __init__(self, weight: Tensor, group: int):
         super().__init__()
         self.group = group
-        blocks = weight.shape[0] // group
-        self.register_buffer("kept", torch.ones(blocks, *weight.shape[1:], dtype=torch.bool))
-        self.register_buffer("frozen", torch.tensor(False))
+        self.register_buffer("final", torch.tensor(True, device=weight.device))
+        shape = (weight.shape[0] // group, *weight.shape[1:])
+        self.register_buffer("kept", torch.ones(shape, dtype=torch.bool, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.kept.repeat_interleave(self.group, dim=0)
 
+    def density(self) -> float:
+        return int(self.kept.sum()) / self.kept.numel()
 
-class SlotPruner:
-    """Prunes convolutions from dense to ``keep`` of their slots.
 
-    Usage: call :meth:`update` with the schedule's progress as training goes on, and :meth:`finish` after training.
+class Pruner:
+    """Prunes the convolutions of a network, from whatever they keep to a density of the whole network.
+
+    The density counts the kernel elements of all convolutions, which lose them evenly, except that `floors` names
+    densities below which single layers do not fall: a mapping from name patterns (as for files).  Unless it says
+    otherwise, the first convolution keeps all, and so does every one whose channels do not divide into blocks.
+    With `aligned=False` each weight is pruned by itself, anywhere in its layer: for comparison, as nearly no slot
+    becomes empty.
+
+    Usage: :meth:`begin` with the density to reach, :meth:`update` with the schedule's progress as training goes on;
+    :func:`remove_masks` on what is exported.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Conv2d], keep: Fraction, group: int = 8):
-        if not 0 < keep <= 1:
-            raise PruneError(f"keep must be in (0, 1], not {keep}")
-        for name, layer in layers.items():
-            if layer.out_channels % group:
-                raise PruneError(
-                    f"{name}: output channels must be a multiple of group {group}, not {layer.out_channels}; "
-                    "leave the layer out or choose another group"
-                )
-            if layer.groups != 1:
-                raise PruneError(f"{name}: groups must be 1, not {layer.groups}; leave the layer out")
-        self.layers = dict(layers)
-        self.keep = keep
-        self.weights = {name: layer.weight for name, layer in layers.items()}
-        self.masks = {name: SlotMask(layer.weight, group) for name, layer in layers.items()}
-        for name, layer in layers.items():
+    def __init__(self, network: nn.Module, group: int, floors: Mapping[str, Fraction] | None = None,
+                 aligned: bool = True):
+        self.aligned = aligned
+        convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+        if not convolutions:
+            raise PruneError("the network has no convolution: nothing to prune")
+        whole = {name for name, layer in convolutions.items() if layer.groups != 1 or layer.out_channels % group}
+        self.floors: dict[str, float] = {next(iter(convolutions)): 1.0}
+        for pattern, density in (floors or {}).items():
+            matching = [name for name in convolutions if fnmatch(name, pattern)]
+            if not matching or not 0 <= density <= 1:
+                raise PruneError(f"layer {pattern!r} at density {density}: the name must match one of "
+                                 f"{', '.join(convolutions)}, the density lie between 0 and 1")
+            if density < 1 and whole.intersection(matching):
+                raise PruneError(f"{', '.join(sorted(whole.intersection(matching)))}: a layer whose output channels do "
+                                 f"not divide into blocks of {group}, or that has groups, keeps all; leave it out")
+            self.floors.update(dict.fromkeys(matching, float(density)))
+        self.floors.update(dict.fromkeys(whole, 1.0))
+        self.layers = {name: layer for name, layer in convolutions.items() if self.floors.get(name) != 1.0}
+        self.elements = {name: layer.weight.numel() for name, layer in convolutions.items()}
+        self.weights = {name: layer.weight for name, layer in self.layers.items()}
+        self.masks = {name: SlotMask(layer.weight, group if aligned else 1) for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
             parametrize.register_parametrization(layer, "weight", self.masks[name])
+        self.start = self.target = self.densities()
+
+    def plan(self, keep: Fraction | float) -> dict[str, float]:
+        """The density of each pruned layer at which the network's is `keep`. PruneError if there is none."""
+        total = sum(self.elements.values())
+
+        def of_network(density: float) -> float:
+            kept = (max(self.floors.get(name, 0.0), density) * count for name, count in self.elements.items())
+            return sum(kept) / total
+
+        if not of_network(0.0) < keep <= 1:
+            raise PruneError(f"the network's density must be above {of_network(0.0):.4f}, what the layers that are not "
+                             f"pruned as far hold, and at most 1, not {keep}")
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if of_network(middle) < keep else (low, middle)
+        return {name: max(self.floors.get(name, 0.0), high) for name in self.layers}
+
+    def begin(self, keep: Fraction | float) -> None:
+        """Set out for another density of the network."""
+        self.target = self.plan(keep)
+        self.start = self.densities()
+        for mask in self.masks.values():
+            mask.final.fill_(False)
 
     @torch.no_grad()
     def update(self, progress: float) -> None:
         """Choose the masks for ``progress`` in [0, 1] of the schedule; at 1 they are final, later calls do nothing."""
-        final = progress >= 1.0
-        density = self.keep if final else cubic_density(progress, float(self.keep))
         for name, mask in self.masks.items():
-            if mask.frozen:
+            if mask.final:
                 continue
+            density = cubic_density(progress, self.start[name], self.target[name])
             importance = slot_importance(self.weights[name], mask.group)
-            mask.kept.copy_(largest_slots(importance, max(1, round(density * importance[0].numel()))))
-            mask.frozen.fill_(final)
+            if not self.aligned:
+                importance = importance[None]
+            count = max(1, round(density * importance[0].numel()))
+            mask.kept.copy_(largest_slots(importance, count).view_as(mask.kept))
+            mask.final.fill_(progress >= 1.0)
 
-    def density(self) -> dict[str, float]:
-        """The fraction of slots that each layer keeps now."""
-        return {name: int(mask.kept.sum()) / mask.kept.numel() for name, mask in self.masks.items()}
+    def densities(self) -> dict[str, float]:
+        """The fraction of kernel elements that each pruned layer keeps now."""
+        return {name: mask.density() for name, mask in self.masks.items()}
 
-    def finish(self) -> None:
-        """Write the masks into the weights and leave plain convolutions behind."""
-        self.update(1.0)
-        for layer in self.layers.values():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    def density(self) -> float:
+        """The fraction of kernel elements that all convolutions together keep now."""
+        kept = dict.fromkeys(self.elements, 1.0) | self.densities()
+        return sum(kept[name] * count for name, count in self.elements.items()) / sum(self.elements.values())
+
+
+@torch.no_grad()
+def remove_masks(network: nn.Module) -> None:
+    """Write the masks into the weights and leave plain convolutions behind.
+
+    Copies of the network keep their masks: torch's remove_parametrizations would take them away from the class that a
+    layer shares with its copies.
+    """
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            weight = nn.Parameter(cast(Tensor, module.weight))
+            module.__class__ = type(module).__bases__[0]
+            del module.parametrizations
+            module.weight = weight
