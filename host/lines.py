@@ -66,13 +66,13 @@ def fit(lower: np.ndarray, upper: np.ndarray, steepest: int = FREE, late: int = 
     above = np.where(upper >= FREE, FREE * FINE, FINE * np.minimum(upper, FREE) - behind)
     most, least = np.full(channels, steepest * FINE), np.full(channels, -FREE * FINE)
     most_run, least_run = np.ones(channels, np.int64), np.ones(channels, np.int64)
-    for run in range(1, count):
-        rise = (above[:, run:] - below[:, :-run]).min(1)
-        smaller = rise * most_run < most * run
-        most, most_run = np.where(smaller, rise, most), np.where(smaller, run, most_run)
-        rise = (below[:, run:] - above[:, :-run]).max(1)
-        larger = rise * least_run > least * run
-        least, least_run = np.where(larger, rise, least), np.where(larger, run, least_run)
+    for apart in range(1, count):
+        rise = (above[:, apart:] - below[:, :-apart]).min(1)
+        smaller = rise * most_run < most * apart
+        most, most_run = np.where(smaller, rise, most), np.where(smaller, apart, most_run)
+        rise = (below[:, apart:] - above[:, :-apart]).max(1)
+        larger = rise * least_run > least * apart
+        least, least_run = np.where(larger, rise, least), np.where(larger, apart, least_run)
     exists = (below < above).all(1) & (most > 0) & (least * most_run < most * least_run)
     whole = np.maximum(least // (least_run * FINE) + 1, 0)
     is_whole = whole * FINE * most_run < most

@@ -7,6 +7,7 @@ same picture and in the one before.
 """
 
 from dataclasses import dataclass, field
+from itertools import product
 
 import pytest
 from random_layers import random_layer
@@ -156,8 +157,10 @@ class Machine:
             waited = max(item.wait, epoch + place["late"]) if late else item.wait
             for word in {(first + lane) // lanes for lane in range(lanes) if mask >> lane & 1}:
                 item.reads.setdefault(word, waited)
-        for plane in range(job["columns"] * (self.geometry.wide_nibbles if job["wide"] else 1)):
-            item.writes.add(place["output"] + plane * place["stride"] + tile["output"])
+        nibbles = self.geometry.wide_nibbles if job["wide"] else 1
+        for column, nibble in product(range(job["columns"]), range(nibbles)):
+            below = nibble * place["stride"] // nibbles
+            item.writes.add(place["output"] + column * place["stride"] - below + tile["output"])
         if job["residual"]:
             for column in range(job["columns"]):
                 item.reads[place["residual"] + column * place["stride"] + tile["output"]] = item.wait

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from random_layers import even_thresholds
 
 from sentei.host import reference
 from sentei.host.errors import InvalidImages
@@ -38,10 +39,9 @@ def naive_accumulator(op: Conv | Pool, picture: np.ndarray, channel: int, y: int
 
 def naive_level(spec: Requantize, accumulator: int, residual: int, channel: int, signed: bool) -> int:
     """The IR's definition of `Requantize`, word for word."""
-    gain = int(spec.gain[channel]) if spec.residual else 0
-    u = (accumulator << spec.shift) + gain * residual
-    reached = sum(u >= int(threshold) for threshold in spec.thresholds[channel])
-    return (-8 if signed else 0) + (15 - reached if spec.descending[channel] else reached)
+    reached = sum(accumulator >= int(threshold) for threshold in spec.thresholds[channel])
+    level = (15 - reached if spec.descending[channel] else reached - 16) + residual
+    return (-8 if signed else 0) + int(spec.low[channel]) + min(max(level, 0), int(spec.span[channel]))
 
 
 def naive_run(network: Network, picture: np.ndarray) -> dict[str, np.ndarray]:
@@ -54,7 +54,9 @@ def naive_run(network: Network, picture: np.ndarray) -> dict[str, np.ndarray]:
             value = naive_accumulator(op, values[op.input], channel, y, x)
             if op.requantize is not None:
                 name = op.requantize.residual
-                residual = int(values[name][channel, y, x]) if name else 0
+                residual = 8
+                if name:
+                    residual = int(values[name][channel, y, x]) + (8 if network.tensors[name].signed else 0)
                 value = naive_level(op.requantize, value, residual, channel, target.signed)
             output[channel, y, x] = value
         values[op.output] = output
@@ -114,22 +116,15 @@ class RandomNetwork:
     def requantize(self, name: str) -> Requantize:
         random, target = self.random, self.tensors[name]
         channels = target.shape.channels
-        thresholds = np.sort(random.integers(-200, 400, (channels, 15)), axis=1)
-        # Thresholds never or always reached keep the levels within the target's bits.
-        base = -8 if target.signed else 0
-        levels = base + np.arange(1, 16)
+        thresholds = even_thresholds(random, random.integers(1, 400, channels))
         descending = random.random(channels) < 0.3
-        for channel in range(channels):
-            order = slice(None, None, -1) if descending[channel] else slice(None)
-            always, never = (levels <= target.low)[order], (levels > target.high)[order]
-            if descending[channel]:
-                always, never = never, always
-            thresholds[channel] = np.where(always, -(2**23) + 1, np.where(never, 2**23 - 1, thresholds[channel]))
+        levels = target.high - target.low
+        first = random.integers(0, levels + 1, channels)
+        span = random.integers(0, levels + 1 - first)
+        lowest = target.low + (8 if target.signed else 0) + first
         matching = [t.name for t in self.tensors.values() if t.shape == target.shape and t.bits <= 4 and t.name != name]
-        if not matching:
-            return Requantize(thresholds, descending)
-        gain = random.integers(-300, 300, channels)
-        return Requantize(thresholds, descending, str(random.choice(matching)), int(random.integers(0, 8)), gain)
+        residual = str(random.choice(matching)) if matching else None
+        return Requantize(thresholds, descending, lowest, span, residual)
 
 
 def pictures(network: Network, count: int, seed: int) -> np.ndarray:
