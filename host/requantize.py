@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sentei.host.errors import InexactModel
-from sentei.host.float_chain import Chain, Quantizer
+from sentei.host.float_chain import AddTensor, Chain, Quantizer
 from sentei.host.ir import NO_RESIDUAL, THRESHOLDS, Requantize, Tensor, residual_codes
 from sentei.host.lines import FREE, find
 
@@ -48,7 +48,7 @@ def requantize(
     thresholds = lines.thresholds(NUMBERS)
     exists &= ((lower <= thresholds) & (thresholds <= upper)).all(1)
     if not exists.all():
-        refuse(op, residual, exists)
+        refuse(op, chain, quantizer, residual, exists)
     return Requantize(thresholds, descending, lowest, highest - lowest, residual.name if residual else None)
 
 
@@ -79,17 +79,27 @@ def bounds(
     return lower[:, 1:], upper[:, 1:]
 
 
-def refuse(op: str, residual: Tensor | None, exists: np.ndarray) -> None:
+def refuse(op: str, chain: Chain, quantizer: Quantizer, residual: Tensor | None, exists: np.ndarray) -> None:
+    """Say why there is no line for those channels that do not have one."""
     channel = int(np.flatnonzero(~exists)[0])
     count = f"({int((~exists).sum())} of {len(exists)} channels)"
     if residual is None:
         raise InexactModel(
             f"{op}: channel {channel}: its thresholds are not even, that is, points of a line {count}: use a factor "
-            "and an offset for each channel and a Quant node that rounds to nearest, up or down throughout"
+            "and an offset for each channel, a Quant node with rounding_mode ROUND, FLOOR or CEIL, and scales that are "
+            "powers of two where sums lie on rounding ties"
+        )
+    ends = np.broadcast_to([residual.low, residual.high], (len(exists), 2))
+    (added,) = (step for step in chain.steps if isinstance(step, AddTensor))
+    scale = np.diff(added.chain(ends, ends))[channel, 0] / (residual.high - residual.low)
+    if not np.isclose(scale, quantizer.scale, rtol=1e-3):
+        raise InexactModel(
+            f"{op}: adds {residual.name!r} of scale {scale:.6g}, but the sum has scale {quantizer.scale:.6g} {count}: "
+            "quantize both with the same scale, like all tensors of a residual stream"
         )
     raise InexactModel(
-        f"{op}: channel {channel}: {residual.name!r} does not move its thresholds evenly {count}: add tensors of the "
-        "same scale, which must also be the scale of the Quant node behind, and keep offsets away from rounding ties"
+        f"{op}: channel {channel}: {residual.name!r} does not move its thresholds evenly {count}: add it as it left "
+        "its Quant node, and keep the sums away from rounding ties, by an offset that is no multiple of half a step"
     )
 
 

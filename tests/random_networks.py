@@ -4,8 +4,8 @@
     images = random_images(seed, network, count)     integers over the whole input range
 
 Scales are powers of two. Factors and offsets between a convolution and its Quant node are arbitrary floats, of either
-sign, except before a residual addition, where they follow the training's recipe (factor on the residual's grid,
-offset a quarter step away from ties).
+sign; before a residual addition, offsets keep sums away from rounding ties. What is added has the sum's scale.
+Rounding modes that treat negative numbers differently are for unsigned results only.
 """
 
 from __future__ import annotations
@@ -116,12 +116,11 @@ class RandomModel:
     def output_format(self) -> tuple[int, bool]:
         return self.pick((4, False), (4, False), (4, True), (3, True), (2, False), (2, True), (1, False))
 
-    def quantize(self, name: str, like: Activation, reach: float, scale: float | None = None) -> Activation:
+    def quantize(self, name: str, like: Activation, reach: float) -> Activation:
         """End a chain of float values up to about `reach` in a Quant node with a power-of-two scale."""
         bits, signed = self.output_format()
-        if scale is None:
-            scale = 2.0 ** np.round(np.log2(max(reach, 1e-6) / (1 << bits)) + self.random.uniform(-1.5, 0.5))
-        mode = self.pick("ROUND", "ROUND", "ROUND", "FLOOR", "CEIL", "HALF_UP", "DOWN")
+        scale = 2.0 ** np.round(np.log2(max(reach, 1e-6) / (1 << bits)) + self.random.uniform(-1.5, 0.5))
+        mode = self.pick("ROUND", "ROUND", "ROUND", "FLOOR", "CEIL", *(() if signed else ("HALF_UP", "DOWN")))
         name = self.writer.quant(name, scale, bits, signed, self.chance(0.2) and bits > 1, mode)
         return replace(like, name=name, bits=bits, signed=signed, scale=float(scale))
 
@@ -221,28 +220,25 @@ class RandomModel:
         return self.quantize(name, like, reach)
 
     def residual(self, name: str, like: Activation, unit: np.ndarray, reach: float, residual: Activation) -> Activation:
-        """Mul, Add, Add(residual), Relu, Quant as the training snaps them to a common grid."""
+        """Mul, Add, Add(residual), Relu, Quant of the residual's scale."""
         writer, random = self.writer, self.random
         self.words.append("residual")
-        fraction = 16.0
         wanted = residual.scale * residual.magnitude / max(reach, 1e-6)
-        ratio = np.round(residual.scale * fraction / (unit * wanted * random.uniform(0.5, 2, len(unit))))
-        ratio = np.clip(np.where(ratio == 0, 1, ratio), 1, 2000) * random.choice([1, 1, 1, -1], len(unit))
+        factor = wanted * random.uniform(0.5, 2, len(unit))
         if self.chance(0.3):
-            ratio = np.sign(ratio) * 2.0 ** np.round(np.log2(np.abs(ratio)))
-        factor = (residual.scale * fraction / (unit * ratio)).astype(np.float32)
-        grid = unit * factor / fraction
-        offset = (np.round(random.normal(size=len(unit)) * residual.scale / grid - 0.25) + 0.25) * grid
+            factor = 2.0 ** np.round(np.log2(factor * unit)) / unit
+        grid = np.minimum(unit * factor, residual.scale)
+        factor *= random.choice([1, 1, 1, -1], len(unit))
+        offset = (np.round(random.normal(size=len(unit)) * residual.scale / grid) + 0.25) * grid
         column = (1, len(unit), 1, 1)
         name = writer.node("Mul", name, writer.constant(factor.reshape(column)))
         name = writer.node("Add", name, writer.constant(offset.reshape(column)))
         name = writer.node("Add", *self.pick((name, residual.name), (residual.name, name)))
         if self.chance(0.7):
             name = writer.node("Relu", name)
-        # A scale at least the residual's, and ties only where the recipe keeps sums away from them.
         bits, signed = self.output_format()
-        scale = residual.scale * self.pick(1.0, 2.0)
-        return replace(like, name=writer.quant(name, scale, bits, signed, False), bits=bits, signed=signed, scale=scale)
+        name = writer.quant(name, residual.scale, bits, signed, False)
+        return replace(like, name=name, bits=bits, signed=signed, scale=residual.scale)
 
     def pool(self, source: Activation, earlier: list[Activation]) -> Activation:
         """A maximum of a quantized tensor, as it is or requantized."""
@@ -289,7 +285,7 @@ class RandomModel:
         return self.activate(name, source, reach)
 
     def sum(self, source: Activation, earlier: list[Activation]) -> Activation:
-        """Two quantized tensors added."""
+        """Two quantized tensors added; rounded to one side where half steps occur."""
         matching = [other for other in earlier if other.extents == source.extents and other.bits <= 4]
         if not matching or source.bits > 4:
             return self.conv(source, earlier)
@@ -298,7 +294,10 @@ class RandomModel:
             return self.conv(source, earlier)
         self.words.append("sum")
         name = self.writer.node("Add", source.name, other.name)
-        return self.quantize(name, source, source.magnitude * source.scale + other.magnitude * other.scale)
+        bits, signed = self.output_format()
+        mode = self.pick("FLOOR", "CEIL") if source.scale < other.scale else self.pick("ROUND", "FLOOR")
+        name = self.writer.quant(name, other.scale, bits, signed, False, mode)
+        return replace(source, name=name, bits=bits, signed=signed, scale=other.scale)
 
     def head(self, source: Activation) -> tuple[str, int]:
         """(output name, rank): the tensor itself, a convolution's accumulators, or a fully connected layer's."""

@@ -109,7 +109,7 @@ def check_equal(net: Net, output: str, rank: int = 4, opset: int = 13) -> Networ
 
 
 def every_accumulator(
-    factor: float, offset: float, batch_norm: bool, mode: str = "ROUND"
+    factor: float, offset: float, batch_norm: bool, scale: float, mode: str, signed: bool
 ) -> tuple[onnx.ModelProto, np.ndarray]:
     """A 1x1 convolution fed with all 65,536 pairs of pixels, hence with every accumulator it can reach."""
     net = Net((1, 2, 256, 256))
@@ -122,20 +122,27 @@ def every_accumulator(
     else:
         name = net.node("Mul", name, net.constant(np.array([factor, -factor]).reshape(1, 2, 1, 1)))
         name = net.node("Add", name, net.constant(offset))
-    name = net.quant(name, scale=0.1, signed=True, mode=mode)
+    name = net.quant(name, scale, signed=signed, mode=mode)
     pixels = np.stack(np.meshgrid(np.arange(256), np.arange(256)))[None]
     return net.model(name), pixels
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("seed", range(10))
-def test_every_reachable_accumulator_requantizes_as_the_model_does(seed, batch_norm):
+@pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("mode", ["ROUND", "FLOOR", "CEIL", "UP", "DOWN", "HALF_UP", "HALF_DOWN", "HALF_EVEN"])
+def test_every_reachable_accumulator_requantizes_as_the_model_does(mode, signed, ties, batch_norm):
+    """With `ties`, some accumulators lie exactly on rounding ties. Rounding towards or away from zero makes one
+    interval larger or smaller than the others, if there are negative levels."""
+    seed = 16 * signed + len(mode)
     random = np.random.default_rng(seed)
-    mode = ["ROUND", "FLOOR", "CEIL", "UP", "DOWN", "HALF_UP", "HALF_DOWN", "HALF_EVEN"][seed % 8]
-    # Even seeds put many accumulators exactly on rounding ties.
-    factor, offset = (0.1, 0.05) if seed % 2 == 0 else random.normal(size=2)
-    model, pixels = every_accumulator(float(factor), float(offset), batch_norm, mode)
-    assert_equal(model, load(model), pixels, f"seed {seed}")
+    factor, offset = (2.0, 0.0625) if ties else (random.uniform(1, 2), random.normal() / 10)
+    model, pixels = every_accumulator(factor, offset, batch_norm, 0.125 if ties else 0.1, mode, signed)
+    if signed and mode in ("UP", "DOWN"):
+        with pytest.raises(InexactModel, match=r"its thresholds are not even.*ROUND, FLOOR or CEIL"):
+            load(model)
+    else:
+        assert_equal(model, load(model), pixels, f"seed {seed}")
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -146,7 +153,7 @@ def test_residual_with_factors_on_no_grid_equals_the_model(seed):
     name = net.conv(net.input, (3, 3, 1, 1), bits=3)
     for op_type in ("Mul", "Add"):
         name = net.node(op_type, name, net.constant(random.normal(size=(1, 3, 1, 1))))
-    name = net.quant(net.node("Add", name, net.input), random.choice([0.125, 0.25, 0.3]), signed=True)
+    name = net.quant(net.node("Add", name, net.input), 0.25, signed=bool(seed % 3))
     model = net.model(name)
     network = load(model)
     low = network.tensors[network.input].low
@@ -156,8 +163,9 @@ def test_residual_with_factors_on_no_grid_equals_the_model(seed):
 
 def test_residual_may_have_a_chain_of_its_own():
     net = Net(bits=4, scale=0.25)
-    skip = net.node("Mul", net.input, net.constant(0.5))
-    name = net.node("Add", skip, net.conv(shape=(2, 2, 1, 1)))
+    skip = net.node("Mul", net.input, net.constant(2.0))
+    main = net.node("Add", net.conv(shape=(2, 2, 1, 1)), net.constant(0.01))
+    name = net.node("Add", skip, main)
     check_equal(net, net.quant(name, scale=0.5, signed=True))
 
 
@@ -238,8 +246,9 @@ def test_squeeze_and_unsqueeze_of_a_pooled_map():
 def test_maximum_is_taken_once_for_two_readers():
     net = Net(bits=4)
     pooled = net.node("MaxPool", net.input, kernel_shape=[2, 2])
-    left = net.quant(net.conv(pooled, (2, 2, 1, 1)), 2.0**-8)
-    right = net.node("Add", net.conv(pooled, (2, 2, 1, 1)), left)
+    left = net.quant(net.conv(pooled, (2, 2, 1, 1)), 2.0**-7)
+    right = net.node("Add", net.conv(pooled, (2, 2, 1, 1)), net.constant(2.0**-12))
+    right = net.node("Add", right, left)
     network = check_equal(net, net.quant(right, 2.0**-7))
     assert [op.name for op in network.ops if op.name.startswith("MaxPool")] == ["MaxPool_1"]
 
@@ -508,11 +517,22 @@ def test_negative_factor_after_a_late_maximum_is_refused():
     refused(UnsupportedOperator, net, name, "a negative factor lies between MaxPool 'MaxPool_", "before the MaxPool")
 
 
-def test_residual_that_no_gain_expresses_is_refused():
+def test_residual_that_does_not_move_every_threshold_alike_is_refused():
     net = Net(bits=4)
     hinge = net.node("Relu", net.node("Sub", net.input, net.constant(4 / 256)))
     name = net.quant(net.node("Add", net.conv(shape=(2, 2, 3, 3), pads=[1, 1, 1, 1]), hinge), 2.0**-8)
-    refused(InexactModel, net, name, "Quant 'Quant_", "channel 0", "no shift of 0 to 7", "whole multiple")
+    refused(InexactModel, net, name, "Quant 'Quant_", "adds 'input' of scale 0.00286", "the sum has scale 0.00390")
+    net = Net(bits=4, scale=0.25)
+    name = net.quant(net.node("Add", net.conv(shape=(2, 2, 1, 1), scale=0.5), net.input), 0.25)
+    refused(InexactModel, net, name, "'input' does not move its thresholds evenly", "away from rounding ties")
+
+
+@pytest.mark.parametrize("scale", [0.125, 0.3, 0.5])
+def test_residual_of_another_scale_than_its_sum_is_refused(scale):
+    net = Net(bits=4, scale=0.25)
+    name = net.quant(net.node("Add", net.conv(shape=(2, 2, 3, 3), pads=[1, 1, 1, 1]), net.input), scale)
+    text = f"adds 'input' of scale 0.25, but the sum has scale {scale} (2 of 2 channels): quantize both with"
+    refused(InexactModel, net, name, "Quant 'Quant_", text)
 
 
 def test_rounding_noise_at_a_boundary_is_refused():

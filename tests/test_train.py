@@ -37,7 +37,7 @@ from sentei.host import frontend, reference  # noqa: E402
 from sentei.host.ir import kept_density  # noqa: E402
 from sentei.host.train import loop  # noqa: E402
 from sentei.host.train.evaluate import qonnx_logits, weight_densities  # noqa: E402
-from sentei.host.train.export import Affine, ExportError, export, freeze  # noqa: E402
+from sentei.host.train.export import Affine, ExportError, avoid_ties, export, freeze  # noqa: E402
 from sentei.host.train.loop import (  # noqa: E402
     CheckpointError,
     Images,
@@ -733,34 +733,36 @@ def test_norms_become_maps_computed_in_float64():
     affine = Affine.from_batch_norm(norm)
     gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     expected = (norm.bias.double() - norm.running_mean.double() * gain).float()
-    others = torch.arange(64) != 3
-    assert torch.equal(affine.m.flatten()[others], gain.float()[others])
-    assert torch.equal(affine.b.flatten()[others], expected[others])
-    assert affine.m.flatten()[3] == 2.0**-20, "a dead channel must keep a map that can be inverted"
+    assert torch.equal(affine.m.flatten(), gain.float())
+    assert torch.equal(affine.b.flatten(), expected)
 
 
-def test_residual_constants_are_snapped():
-    network = quantize(tiny().eval(), inputs_of())
-    adds = residual_adds(network)
-    freeze(network)
-    assert len(adds) == 2
-    for add in adds:
-        affine = network.get_submodule(add.norm)
-        m, b = affine.m.flatten().double(), affine.b.flatten().double()
-        ratio = 16 * add.residual_scale / (add.sum_scale * m)
-        assert torch.allclose(ratio, ratio.round(), rtol=1e-6, atol=0)
-        assert (ratio.round().abs() <= 32767).all()
-        offset = torch.remainder(b * 16 / (add.sum_scale * m), 1.0)
-        assert torch.allclose(offset, torch.full_like(offset, 0.25), atol=0.01)
+@pytest.mark.parametrize("scale", [2.0**-8, 2.0**-3, 0.3, 2.0])
+def test_sums_that_a_residual_is_added_to_keep_away_from_ties(scale):
+    """Among them channels with all sums on ties, with zero gain on a tie, and with steps larger than the output's."""
+    torch.manual_seed(SEED)
+    m = torch.cat([torch.randn(60), torch.tensor([0.0, 1.0, -0.5, 40.0])])
+    b = torch.cat([torch.randn(60), torch.tensor([0.125, 0.125, -0.125, 0.375])])
+    affine = Affine(m, b)
+    avoid_ties(affine, scale, 0.25)
+    moved = affine.b.flatten()
+    step = (scale * m.double().abs()).clamp(min=0.25 / 1024)
+    assert torch.equal(affine.m.flatten(), m)
+    assert ((moved - b).abs() <= 0.51 * step).all()
+    sums = torch.arange(-4000, 4001) * scale * m.double()[:, None] + moved.double()[:, None]
+    from_tie = torch.remainder(sums / 0.25 + 0.5, 1.0)
+    from_tie = torch.minimum(from_tie, 1 - from_tie) * 0.25
+    within = sums.abs() < 7
+    assert (torch.where(within, from_tie, 1.0).amin(dim=1) > step / 300).all()
 
 
-def test_a_residual_coarser_than_the_output_is_refused():
+def test_a_residual_of_another_scale_than_the_output_is_refused():
     network = quantize(named_operation("identity shortcut"), inputs_of())
     (add,) = residual_adds(network)
     (node,) = (node for node in network.graph.nodes if node.target is operator.add)
     behind = network.get_submodule(next(iter(node.users)).target)
     behind.scale = add.residual_scale / 2
-    with pytest.raises(ExportError, match=f"must be at least the residual's, {add.residual_scale}, not {behind.scale}"):
+    with pytest.raises(ExportError, match=f"must be the residual's, {add.residual_scale}, not {behind.scale}; quant"):
         freeze(network)
 
 

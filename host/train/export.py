@@ -24,9 +24,8 @@ from sentei.host.train.quantize import residual_adds
 from sentei.overlay.errors import SenteiError
 
 OPSET = 13
-RESIDUAL_FRACTION_BITS = 4
-RESIDUAL_LIMIT = 2**15 - 1
-_TIE_DISTANCE = 0.25
+MOST_LEVELS = 16  # of an activation
+SMALLEST_STEP = 2.0**-10  # of a channel's sums that counts, in output steps
 
 
 class ExportError(SenteiError, ValueError):
@@ -53,7 +52,6 @@ class Affine(nn.Module):
         """The affine map of a batch norm's running statistics, computed in float64, rounded once."""
         mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
         gain = (norm.weight.double() if norm.affine else 1.0) / torch.sqrt(variance + norm.eps)
-        gain[gain.abs() < 2.0**-20] = 2.0**-20  # a dead channel keeps an invertible map
         offset = (norm.bias.double() if norm.affine else 0.0) - mean * gain
         return cls(gain.float(), offset.float())
 
@@ -65,7 +63,8 @@ class Affine(nn.Module):
 def freeze(network: fx.GraphModule) -> None:
     """Turn a trained quantized network, in place, into the one that is exported.
 
-    Batch norms become m and b, residual additions are snapped.  ExportError if an addition cannot be.
+    Batch norms become m and b; those before a residual addition keep away from ties.  ExportError for an addition of
+    tensors of different scales.
     """
     network.eval()
     for module in list(network.modules()):
@@ -73,31 +72,29 @@ def freeze(network: fx.GraphModule) -> None:
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, Affine.from_batch_norm(child))
     for add in residual_adds(network):
-        if add.output_scale < add.residual_scale:
-            raise ExportError(f"{add.norm}: the scale behind a residual addition must be at least the residual's, "
-                              f"{add.residual_scale}, not {add.output_scale}")
-        snap_residual(cast(Affine, network.get_submodule(add.norm)), add.sum_scale, add.residual_scale)
+        if add.output_scale != add.residual_scale:
+            raise ExportError(f"{add.norm}: the scale behind a residual addition must be the residual's, "
+                              f"{add.residual_scale}, not {add.output_scale}; quantize the network again")
+        avoid_ties(cast(Affine, network.get_submodule(add.norm)), add.sum_scale, add.output_scale)
 
 
 @torch.no_grad()
-def snap_residual(affine: Affine, accumulator_scale: float, residual_scale: float) -> None:
-    """Move m and b to where the residual addition is integer arithmetic with 4 fraction bits, away from ties.
+def avoid_ties(affine: Affine, sum_scale: float, output_scale: float) -> None:
+    """Move b, by less than a step of the sums, to where no sum lies close to a rounding tie.
 
-    With the accumulator a, the residual r (both integers) and u = accumulator_scale * m / 16, the block computes
-    ``a*accumulator_scale*m + b + r*residual_scale = u * (16*a + b/u + R*r)``.  m moves so that R is an integer of at
-    most 15 bits and a sign, b by less than u so that b/u is an integer plus 0.25.  The thresholds of the
-    requantization, (k + 1/2) output scales, are multiples of u/2 when the output's scale is at least the residual's, so
-    no sum lies on one, where float32 and integers might round apart.
+    A residual moves a sum by whole output steps.  Were a sum on a tie, half of the residuals would round it up, half
+    down, and the sum would not decide alone how many steps it is worth.
     """
-    one = 2.0**RESIDUAL_FRACTION_BITS
-    ratio = torch.round(residual_scale * one / (accumulator_scale * affine.m.double()))
-    ratio = ratio.clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
-    ratio[ratio == 0] = 1
-    m = (residual_scale * one / (accumulator_scale * ratio)).float()
-    unit = accumulator_scale * m.double() / one
-    b = (torch.round(affine.b.double() / unit - _TIE_DISTANCE) + _TIE_DISTANCE) * unit
-    affine.m.copy_(m)
-    affine.b.copy_(b.float())
+    step = (sum_scale * affine.m.double().abs()).clamp(min=output_scale * SMALLEST_STEP).flatten()[:, None]
+    offset = affine.b.double().flatten()[:, None]
+    ties = output_scale * (torch.arange(-2 * MOST_LEVELS, 2 * MOST_LEVELS, device=step.device) + 0.5)
+    # Where b would put a sum on each of the ties, in steps on a circle.
+    points = torch.remainder((ties - offset) / step, 1.0).sort(dim=1).values
+    gaps = torch.diff(points, dim=1, append=points[:, :1] + 1)
+    middles = torch.remainder(points + gaps / 2 + 0.5, 1.0) - 0.5
+    middles[gaps < 0.5 / points.shape[1]] = 1.0
+    nearest = middles.gather(1, middles.abs().argmin(dim=1, keepdim=True))
+    affine.b.copy_((offset + nearest * step).float().view_as(affine.b))
 
 
 def export(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:

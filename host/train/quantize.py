@@ -445,7 +445,7 @@ class ResidualAdd:
     norm: str  # name of the module behind the convolution
     sum_scale: float  # of the convolution's integer sums
     residual_scale: float
-    output_scale: float
+    output_scale: float  # of a quantizer that reads the sum: one that differs from the residual's, if any
 
 
 def residual_adds(network: fx.GraphModule) -> list[ResidualAdd]:
@@ -463,8 +463,9 @@ def residual_adds(network: fx.GraphModule) -> list[ResidualAdd]:
             if not behind:
                 raise UnsupportedNetworkError(f"{node.name}: a ReLU, a pooling, a convolution or another addition must "
                                               "read the sum, at once")
+            different = [quantizer.scale for quantizer in behind if quantizer.scale != residual.scale]
             found.append(ResidualAdd(str(norm.target), float(weight.scale) * before.scale, residual.scale,
-                                     min(quantizer.scale for quantizer in behind)))
+                                     different[0] if different else residual.scale))
     return found
 
 
