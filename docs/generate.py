@@ -46,7 +46,7 @@ def bits(offset: int, width: int) -> str:
 
 
 def fields(layout: Layout) -> list[str]:
-    """A table of a layout; numbered fields of the same kind (threshold0, threshold1, ...) share a row."""
+    """A table of a layout; numbered fields of the same kind (group0, group1, ...) share a row."""
     rows: list[list[str]] = []
     runs: list[list[tuple[str, int, int, bool, str]]] = []
     for description in layout.describe():
@@ -102,8 +102,8 @@ def profile_section() -> list[str]:
     return [
         "## Profile",
         "",
-        "One record for each RUN instruction; `profile_index` selects record * 8 + word. A group cycle is one cycle of "
-        "one group: `steps + drain_stalls + setup + idle = groups * cycles`.",
+        "One record for each layer and group; `profile_index` selects record * 8 + word. `steps + drain_stalls + waits "
+        "+ setup + idle` are the cycles since the group's record before.",
         "",
         *table("word|name|meaning", ((i, f"`{name}`", texts.get(name, "")) for i, name in enumerate(words))),
     ]

@@ -38,7 +38,7 @@ class Geometry:
     tile_entries: int = 512
     tap_entries: int = 2048
     mask_entries: int = 512
-    channel_entries: int = 512  # per requantizer: thresholds
+    channel_entries: int = 512  # per requantizer: lines of thresholds
     instruction_words: int = 1024
     profile_entries: int = 256
     bus_bits: int = 64  # DMA data width

@@ -24,7 +24,7 @@ def small_model(seed: int = 0) -> onnx.ModelProto:
         return writer.quant(writer.node("Relu", source), scale, 4, False)
 
     picture = writer.quant("input", 2.0**-8, 8, False)
-    first = quant(conv(picture, CHANNELS), 0.125)
+    first = quant(conv(picture, CHANNELS), 0.25)
     second = quant(conv(first, 6), 0.25)
     added = quant(writer.node("Add", first, second), 0.25)
     pooled = writer.node("MaxPool", added, kernel_shape=[2, 2], strides=[2, 2])

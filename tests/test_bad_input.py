@@ -28,6 +28,7 @@ from sentei.driver.device import SLICE_CYCLES
 from sentei.host import reference
 from sentei.host.compiler import compile_network
 from sentei.host.errors import (
+    InexactModel,
     MissingScale,
     ModelFileError,
     UnsupportedAttribute,
@@ -249,6 +250,11 @@ BAD_MODELS = {
         lambda w, x: conv(w, w.node("Relu", conv(w, x)), inputs=3),
         MissingScale,
         r"Conv_\d+.* not quantized",
+    ),
+    "residual-scale": (
+        lambda w, x: quantized(w, w.node("Add", conv(w, x), w.quant(conv(w, x), 0.5, 4, False))),
+        InexactModel,
+        r"Quant_\d+.* of scale 0.5, but the sum has scale 0.25.*: quantize both with the same scale",
     ),
     "weight-scale": (lambda w, x: quantized(w, conv(w, x, quantized=False)), MissingScale, r"Conv_\d+.*"),
 }

@@ -109,7 +109,8 @@ def test_a_strided_layer_that_adds_its_own_input_is_refused():
     source = writer.quant("input", 0.25, 4, False)
     weights = writer.quant(writer.constant(np.ones((2, 2, 3, 3)) / 8), 0.125, 4, True)
     name = writer.node("Conv", source, weights, strides=[2, 2], pads=[3, 3, 3, 3])  # 5x5 pixels, as before
-    name = writer.quant(writer.node("Add", name, source), 1.0, 4, False)
+    name = writer.node("Add", name, writer.constant(1 / 64))
+    name = writer.quant(writer.node("Add", name, source), 0.25, 4, False)
     network = load(writer.model((1, 2, 5, 5), name, 4))
     assert any(op.requantize.residual == op.input for op in network.ops)
     with pytest.raises(CapacityError, match=r"^random: Conv_2: the strides of its branches do not fit together"):
@@ -144,8 +145,8 @@ def layered_model(seed, kind):
         name = writer.quant(writer.node("Relu", name), 2.0, 4, False)
         if earlier is not None and earlier[1] == outputs:
             name = writer.quant(writer.node("Add", name, earlier[0]), 2.0, 4, False)
-        earlier = current, channels = name, outputs
-        current = name
+        earlier = (current, channels) if number else None  # not the input, which has another scale
+        current, channels = name, outputs
     if random.random() < 0.5:
         levels = random.integers(-8, 8, (5, channels, 1, 1))
         current = writer.node("Conv", current, writer.quant(writer.constant(levels / 8), 0.125, 4, True))
