@@ -833,6 +833,12 @@ def test_the_float_network_goes_through_cycles_of_half_the_peak(tmp_path):
     assert not resumed
 
 
+def test_the_first_density_has_epochs_of_its_own():
+    moments = []
+    points_of(plan=replace(PLAN, float_epochs=0, epochs=1, first_epochs=3), watch=moments.append)
+    assert {(moment.stage, moment.epochs) for moment in moments} == {("keep 1/2", 3), ("keep 1/4", 1)}
+
+
 def assert_same_states(one, other, name: str = "") -> None:
     """Tensors, numbers and everything else in nested dictionaries and lists, apart from the seconds."""
     if isinstance(one, torch.Tensor):

@@ -58,6 +58,7 @@ class Plan:
     float_epochs: int = 45  # of each cycle
     float_cycles: int = 2  # of the learning rate, each with half the peak of the one before (arXiv:1608.03983)
     epochs: int = 10  # for each density
+    first_epochs: int | None = None  # for the first one, where rounding is new; None: as many
     float_learning_rate: float = 0.2
     learning_rate: float = 0.05
     batch: int = 256
@@ -71,6 +72,10 @@ class Plan:
     precision: Precision = field(default_factory=Precision)
     seed: int = 0
     holdout: int = 0  # training images kept from training; the accuracies shown are then theirs, not the test images'
+
+    def epochs_of(self, index: int) -> int:
+        """Epochs of the density that comes `index` after the first."""
+        return self.epochs if index or self.first_epochs is None else self.first_epochs
 
     def settings(self) -> dict[str, object]:
         return {**asdict(self), "floors": {name: str(density) for name, density in self.floors.items()}}
@@ -122,11 +127,11 @@ def prune_and_retrain(
             settings=settings, resume=resume, watch=watch)
     float_accuracy = accuracy(teacher, test)
     student, pruner = _prunable(teacher, train, keeps, plan)
-    recipe = _recipe(plan, plan.epochs, plan.learning_rate, distillation=plan.distillation,
-                     weight_decay=plan.weight_decay / 10)
     seconds = 0.0
     for index, keep in enumerate(keeps):
         pruner.begin(keep)
+        recipe = _recipe(plan, plan.epochs_of(index), plan.learning_rate, distillation=plan.distillation,
+                         weight_decay=plan.weight_decay / 10)
         seconds += fit(
             student, train, test, recipe, seed=plan.seed + 1 + index, stage=f"keep {keep}", teacher=teacher,
             checkpoint=work and work / f"keep-{str(keep).replace('/', '-')}.pt", resume=resume,
