@@ -6,7 +6,7 @@ REQUIREMENTS := pyproject.toml constraints.txt $(SETUP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo test test-train lint docs clean
+.PHONY: help packages setup setup-train demo test test-train lint docs area clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ test-train: setup-train ## run the training tests, which need PyTorch
 lint: setup ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+area: setup ## measure the engine's area on an ECP5, block by block, in some minutes
+	$(VENV)/bin/python -m sentei.boards.area --json build/area/area.json
 
 docs: setup ## write docs/registers.md again from overlay/
 	$(VENV)/bin/python docs/generate.py
