@@ -1,16 +1,16 @@
 """The array's cells on a Lattice ECP5: as many MACs as possible in MULT18X18D, the others in carry chains (CCU2C).
 
 A weight becomes a sign and a magnitude (0 to 8) once for a whole column. So all products are unsigned, fit 7 bits (at
-most 15 * 8 = 120), and the accumulator adds or subtracts them. Cells are made in *pieces* of 2 lanes times 2 columns:
+most 15 * 8 = 120), and the accumulator adds or subtracts them.
 
-*In a multiplier*, where the four products lie side by side and never overlap, 7 bits each:
+*Products in a multiplier*: those of 2 lanes and 2 columns lie side by side in one block and never overlap, 7 bits each:
 
     (a0 + a1 * 2**14) * (m0 + m1 * 2**7)  =  | a1 m1 | a1 m0 | a0 m1 | a0 m0 |
 
     The block's input registers stand beside the columns' operand registers, its output registers hold the products.
     Those of the second column are a cycle early, and wait in a register.
 
-*In LUTs*, two short adders stand for four rows of AND gates and three adders:
+*Products in LUTs*: two short adders stand for four rows of AND gates and three adders:
 
     low     = m[0] a + 2 m[1] a                        6 bits, registered in the place of the operands
     product = low, or 4a + low, or 8a                  7 bits, registered; 8a is 4a + 4a
@@ -27,7 +27,7 @@ Several adders lie in one chain, because where a chain begins and ends nextpnr s
 stands half a CCU2C whose P is 0: its S is the carry out of the adder before, a bit of that sum, and its G is the
 carry into the next one: 0, or `negative`. Inputs without use are 1, which costs no wire.
 
-Cost in LUT4 (2 a CCU2C), without the chain's ends: 17 a MAC in a multiplier, 28 a MAC in LUTs.
+Cost in LUT4 (2 a CCU2C): 17 a MAC in a multiplier, 28 a MAC in LUTs; and 4 for the ends of each chain.
 """
 
 from itertools import islice, product
@@ -39,7 +39,6 @@ from sentei.gateware.common import delay, nibble
 from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
 
 PRODUCT_BITS = 7  # 15 * 8 = 120
-LOW_BITS = 6  # 15 * 3 = 45
 MULTIPLY_HALVES = 12  # of a chain, for a product
 CHAIN_HALVES = 34  # two accumulators, or a MAC in LUTs; longer chains cost less, but are hard to place
 
@@ -105,7 +104,7 @@ def multiplier(module, left, right):
     return result
 
 
-def magnitude_of(module, operands: Operands, offset: int = 0):
+def magnitude_of(module, operands: Operands, offset: int):
     """Magnitude (0 to 8) of the weight of the column that is `offset` behind; 0 in a cycle without a step."""
     weight = operands.weights[WEIGHT_BITS * offset : WEIGHT_BITS * (offset + 1)]
     magnitude = Signal(WEIGHT_BITS)
@@ -114,21 +113,26 @@ def magnitude_of(module, operands: Operands, offset: int = 0):
 
 
 class Weight:
-    """One column's weight as its cells want it; zero, and `keep`, in a cycle without a step."""
+    """One column's weight as its cells want it; zero, and `keep`, in a cycle without a step.
+
+    With the operands: `magnitude`, and in `magnitudes` also that of the next column's weight. A cycle later:
+    `four_or_more`, `eight`. Two cycles later, with the product: `negative` subtracts it, `keep` = 0 starts a new sum.
+    """
 
     def __init__(self, module, operands: Operands):
         four_or_more, eight = Signal(reset_less=True), Signal(reset_less=True)
         negative, keep = Signal(reset_less=True), Signal(reset_less=True)
-        self.magnitude = magnitude_of(module, operands)  # with the operands
+        behind = len(operands.weights) // WEIGHT_BITS
+        self.magnitudes = [magnitude_of(module, operands, offset) for offset in range(min(2, behind))]
+        self.magnitude = self.magnitudes[0]
         module.sync += [
             four_or_more.eq(self.magnitude[2] | self.magnitude[3]),
             eight.eq(self.magnitude[3]),
             negative.eq(operands.valid & operands.weights[WEIGHT_BITS - 1]),
             keep.eq(~(operands.valid & operands.fresh)),
         ]
-        self.four_or_more, self.eight = four_or_more, eight  # a cycle later
-        self.negative = delay(module, negative, 1)  # with the product: subtract it
-        self.keep = delay(module, keep, 1)  # with the product: do not start a new sum
+        self.four_or_more, self.eight = four_or_more, eight
+        self.negative, self.keep = delay(module, negative, 1), delay(module, keep, 1)
 
 
 class ECP5GroupArray(GroupArray):
@@ -166,10 +170,11 @@ class ECP5GroupArray(GroupArray):
     def multiply_piece(self, operands: Operands, weight: Weight, lane: int):
         """Products of two lanes, each by this column's weight and by the next one's, each in its column's cycle."""
         low, high = nibble(operands.activations, lane), nibble(operands.activations, lane + 1)
+        this, following = weight.magnitudes
         fields = multiplier(
             self,
             [*low, *[0] * (2 * PRODUCT_BITS - ACTIVATION_BITS), *high],
-            [*weight.magnitude, *[0] * (PRODUCT_BITS - WEIGHT_BITS), *magnitude_of(self, operands, 1)],
+            [*this, *[0] * (PRODUCT_BITS - WEIGHT_BITS), *following],
         )
         return [
             delay(self, fields[PRODUCT_BITS * number : PRODUCT_BITS * (number + 1)], number % 2) for number in range(4)
