@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sentei.host.train.data import DataSet, DatasetError, Split
-from sentei.host.train.export import freeze
+from sentei.host.train.export import check_supported, freeze
 from sentei.host.train.loop import (
     CheckpointError,
     Images,
@@ -109,7 +109,7 @@ def prune_and_retrain(
 
     `network` is any float network that :func:`quantize` takes; `pretrained` says that its weights stay as they are.
     `keeps` fall.  Checkpoints go to the folder `work` after each epoch; with `resume`, training continues after the
-    last of them.  Errors: PruneError, UnsupportedNetworkError, TrainingError, CheckpointError.
+    last of them.  Errors: PruneError, UnsupportedNetworkError, UnsupportedModel, TrainingError, CheckpointError.
     """
     if list(keeps) != sorted(set(keeps), reverse=True) or not keeps:
         raise PruneError(f"the densities must fall, not be {', '.join(map(str, keeps)) or 'none'}")
@@ -119,7 +119,8 @@ def prune_and_retrain(
     train, test = _splits(data, plan.holdout, device)
     settings: dict[str, object] = {"data": data.name, "holdout": plan.holdout}
     teacher = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _prunable(teacher, train, keeps, plan)  # refuses what cannot be done before hours of training
+    # What cannot be done is refused before hours of training.
+    check_supported(_prunable(teacher, train, keeps, plan)[0], (1, *train.images.shape[1:]))
     for cycle in range(0 if pretrained else plan.float_cycles):
         fit(teacher, train, test, _recipe(plan, plan.float_epochs, plan.float_learning_rate / 2**cycle),
             seed=plan.seed + 1000 * cycle, stage="float" if not cycle else f"float, cycle {cycle + 1}",

@@ -127,7 +127,7 @@ class Pruner:
             kept = (max(self.floors.get(name, 0.0), density) * count for name, count in self.elements.items())
             return sum(kept) / total
 
-        if not of_network(0.0) < keep <= 1:
+        if not of_network(0.0) < keep < 1 and keep != 1:
             raise PruneError(f"the network's density must be above {of_network(0.0):.4f}, what the layers that are not "
                              f"pruned as far hold, and at most 1, not {keep}")
         low, high = 0.0, 1.0
