@@ -412,6 +412,15 @@ def test_a_network_without_convolutions_is_not_pruned():
 # Pruning: masks
 
 
+def test_fewer_channels_than_a_block_has_are_a_block():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 3), nn.Conv2d(3, 8, 3))
+    pruner = Pruner(network, GROUP)
+    pruner.begin(Fraction(1, 2))
+    pruner.update(1.0)
+    kept = network[1].weight != 0
+    assert (kept == kept[:1]).all() and 0 < kept.sum() < kept.numel()
+
+
 def test_kept_slots_are_the_largest_of_each_block():
     weight = torch.full((8, 2, 1, 1), 0.1)
     weight[:4, 1] = weight[4:, 0] = 1.0
