@@ -177,15 +177,23 @@ def _build(name, geometry, memory, engine, fast, jobs, directory: Path, inputs: 
 
 
 def main() -> None:
+    from sentei.gateware.control import ControlEngine
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", default="32x32", choices=list(PRESETS), help="size of the engine")
     parser.add_argument("--memory", default="zynq-hp", choices=list(MEMORY_MODELS), help="model of main memory")
     parser.add_argument("--output", help="directory (default: build/sim/GEOMETRY-MEMORY)")
+    parser.add_argument("--control", action="store_true", help="only the engine's control: cycles, but no results")
     parser.add_argument("--quick", action="store_true", help="compile sooner, simulate slower")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at once")
     arguments = parser.parse_args()
     path = build(
-        arguments.geometry, arguments.memory, arguments.output, fast=not arguments.quick, jobs=arguments.jobs
+        arguments.geometry,
+        arguments.memory,
+        arguments.output,
+        ControlEngine if arguments.control else None,
+        fast=not arguments.quick,
+        jobs=arguments.jobs,
     )
     print(path)
 

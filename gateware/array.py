@@ -16,9 +16,7 @@ Activations are unsigned nibbles (0 to 15), weights are signed (-8 to 7). The co
 ports and latencies are the same, and tests/test_mac.py compares the two cycle by cycle.
 """
 
-from functools import reduce
 from itertools import pairwise
-from operator import or_
 
 from migen import *
 
@@ -108,32 +106,3 @@ class GroupArray(Module):
             valid, fresh = delay_valid(self, valid, 1), delay_valid(self, fresh, 1)
             self.sync += If(valid, If(fresh, *start).Else(*accumulate))
             self.comb += sums.eq(Cat(*totals))
-
-
-class ResultMux(Module):
-    """One result bus for many columns: `sums` shows columns[i] as it was when select[i] was 1, LATENCY cycles later.
-
-    At most one bit of `select` is 1 in a cycle; if none is, `sums` is 0. A register beside each column takes its sums
-    or, by its synchronous reset, zero; so the registers are the AND gates, and what is left is one OR of all columns:
-
-        columns[0] --> [register, reset unless select[0]] --+
-        columns[1] --> [register, reset unless select[1]] --+--> OR --> [register] --> sums
-        ...
-
-    That is a third of a LUT4 a column and bit, where a multiplexer needs half a LUT4 and its wide-LUT resources.
-    """
-
-    LATENCY = 2
-
-    def __init__(self, columns: list[Signal]):
-        self.select = Signal(len(columns))
-        self.sums = Signal(len(columns[0]), reset_less=True)
-
-        # # #
-
-        held = []
-        for selected, sums in zip(self.select, columns, strict=True):
-            register = Signal(len(sums), reset_less=True)
-            self.sync += If(selected, register.eq(sums)).Else(register.eq(0))
-            held.append(register)
-        self.sync += self.sums.eq(reduce(or_, held))

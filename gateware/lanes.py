@@ -84,6 +84,9 @@ class Lanes(Module):
 
         # # #
 
+        self.add_logic(sources)
+
+    def add_logic(self, sources):
         # Cycles 0 and 1: the column whose turn it is, and the partial in one of two positions; the other is all ones.
         taken = []
         for source, idle in zip(sources, self.idle, strict=True):

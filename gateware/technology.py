@@ -1,25 +1,28 @@
-"""What the array's cells are made of. Everything else in the gateware is the same on all devices."""
+"""What the datapath is made of: the array's cells and the requantizer's lanes. All else is the same on all devices."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sentei.gateware.array import GroupArray
 from sentei.gateware.ecp5 import ECP5GroupArray
+from sentei.gateware.ecp5_lanes import ECP5Lanes
+from sentei.gateware.lanes import Lanes
 from sentei.overlay.geometry import Geometry
 
 
 @dataclass(frozen=True)
 class Technology:
-    """`multipliers`: blocks of the device that the arrays of all groups may use together."""
+    """`group_array` makes the array of one group of a geometry, `lanes` is the class of a requantizer's datapath."""
 
     name: str
-    multipliers: int = 0
-
-    def group_array(self, geometry: Geometry) -> GroupArray:
-        """The array of one group; the groups share the multipliers evenly."""
-        if self.name == "ecp5":
-            return ECP5GroupArray(geometry, self.multipliers // geometry.groups)
-        return GroupArray(geometry)
+    group_array: Callable[[Geometry], GroupArray]
+    lanes: type[Lanes]
 
 
-PORTABLE = Technology("portable")
-ECP5_85F = Technology("ecp5", multipliers=156)
+def ecp5(multipliers: int) -> Technology:
+    """Of a Lattice ECP5 with so many multipliers, which the groups share evenly."""
+    return Technology("ecp5", lambda geometry: ECP5GroupArray(geometry, multipliers // geometry.groups), ECP5Lanes)
+
+
+PORTABLE = Technology("portable", GroupArray, Lanes)
+ECP5_85F = ecp5(multipliers=156)

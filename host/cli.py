@@ -167,7 +167,8 @@ def verify(
 @app.command()
 def bench(
     model: ModelOrProgram,
-    target: Target = "sim",
+    target: Annotated[str, typer.Option(help="'sim', 'predict' (as exact, ten times as fast), or an overlay's "
+                                       "directory")] = "sim",
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
     chart: Annotated[Path | None, typer.Option(help="PNG (default: build/bench/MODEL.png)")] = None,
@@ -183,7 +184,7 @@ def bench(
     from sentei.host.measure import benchmark, random_images
 
     program_for = read_model(model)
-    with opened(target, geometry, memory) as overlay:
+    with opened(target, geometry, memory, results=False) as overlay:
         program = program_for(overlay.manifest.geometry)
         overlay.load(program)
         result = benchmark(overlay, random_images(program, 4))

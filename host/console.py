@@ -97,11 +97,11 @@ def read_model(path: Path):
 
 
 @contextmanager
-def opened(target: str, geometry: str, memory: str):
-    """The target's overlay, built if need be."""
+def opened(target: str, geometry: str, memory: str, results: bool = True):
+    """The target's overlay, built if need be; `results` says whether more than cycles is wanted."""
     from sentei.host.target import open_target
 
-    with step(f"opening {target}" + (f" ({geometry}, {memory})" if target == "sim" else "")):
-        overlay = open_target(target, geometry, memory)
+    with step(f"opening {target}" + (f" ({geometry}, {memory})" if target in ("sim", "predict") else "")):
+        overlay = open_target(target, geometry, memory, results)
     with overlay:
         yield overlay

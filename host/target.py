@@ -1,7 +1,7 @@
 """Finds or builds what a program runs on.
 
 A target is `sim` (the Verilated SoC, built on first use and kept under build/sim) or the path of an overlay's directory
-or manifest.
+or manifest; or, where only cycles are asked for, `predict`: the SoC with the engine's control alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from sentei.driver import SenteiOverlay
-from sentei.overlay.errors import SenteiError
+from sentei.overlay.errors import InputError, SenteiError
 from sentei.overlay.geometry import PRESETS, Geometry
 from sentei.overlay.manifest import MEMORY_MODELS
 
@@ -27,15 +27,19 @@ def geometry_named(name: str) -> Geometry:
     return PRESETS[name]
 
 
-def build_simulator(geometry: str = "32x32", memory: str = "zynq-hp") -> Path:
-    """Directory of the Verilated SoC; builds it if it is not there or not up to date (one to three minutes)."""
+def build_simulator(geometry: str = "32x32", memory: str = "zynq-hp", control: bool = False) -> Path:
+    """Directory of the Verilated SoC; builds it if it is not there or not up to date (one to three minutes).
+
+    `control`: with the engine's control alone, which spends the same cycles and computes nothing.
+    """
     geometry_named(geometry)
     if memory not in MEMORY_MODELS:
         raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {memory!r}")
-    directory = Path("build/sim") / f"{geometry}-{memory}"
+    directory = Path("build/sim") / (f"{geometry}-{memory}" + ("-control" if control else ""))
     # The gateware's tools are not imported here: they are not there on a board.
     command = [sys.executable, "-m", "sentei.boards.sim"]
     command += ["--geometry", geometry, "--memory", memory, "--output", str(directory)]
+    command += ["--control"] if control else []
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         said = (result.stderr or result.stdout).strip().splitlines()[-5:]
@@ -43,6 +47,13 @@ def build_simulator(geometry: str = "32x32", memory: str = "zynq-hp") -> Path:
     return directory
 
 
-def open_target(target: str, geometry: str = "32x32", memory: str = "zynq-hp") -> SenteiOverlay:
-    """The overlay behind `target`; `geometry` and `memory` choose the simulator."""
-    return SenteiOverlay(build_simulator(geometry, memory) if target == "sim" else Path(target))
+def open_target(target: str, geometry: str = "32x32", memory: str = "zynq-hp", results: bool = True) -> SenteiOverlay:
+    """The overlay behind `target`; `geometry` and `memory` choose the simulator.
+
+    `results`: whether more than cycles is wanted. InputError if the target computes none.
+    """
+    if target == "predict" and results:
+        raise InputError("the target 'predict' counts cycles and computes nothing; use 'sim'")
+    if target in ("sim", "predict"):
+        return SenteiOverlay(build_simulator(geometry, memory, control=target == "predict"))
+    return SenteiOverlay(Path(target))

@@ -18,11 +18,11 @@ import pytest
 
 pytest.importorskip("litex")
 
-from migen import Cat, If, Instance, Module, Mux, Replicate, Signal, run_simulation
+from migen import Cat, If, Instance, Module, Mux, Replicate, Signal
 from migen.fhdl import verilog
 
 from sentei.gateware import ecp5
-from sentei.gateware.array import GroupArray, ResultMux
+from sentei.gateware.array import GroupArray
 from sentei.gateware.ecp5 import ECP5GroupArray
 from sentei.gateware.firmware import BuildError, run
 from sentei.gateware.synthesis import yosys, yosys_package
@@ -235,25 +235,3 @@ def test_cells_cost_what_their_description_says():
 def test_a_carry_chain_refuses_an_operand_that_its_generate_input_cannot_see():
     with pytest.raises(ValueError, match="must be 0 where c = d = 0"):
         ecp5.adder(lambda a, b: a, lambda a, b, c, d: b)
-
-
-def test_result_mux_shows_the_selected_column_at_its_stated_latency():
-    seed = 4
-    rng = random.Random(seed)
-    columns = [Signal(24) for _ in range(5)]
-    mux = ResultMux(columns)
-    steps = [([rng.getrandbits(24) for _ in columns], rng.randrange(-1, len(columns))) for _ in range(100)]
-    seen = []
-
-    def stimulus():
-        for cycle in range(len(steps) + ResultMux.LATENCY):
-            values, chosen = steps[min(cycle, len(steps) - 1)]
-            for column, value in zip(columns, values, strict=True):
-                yield column.eq(value)
-            yield mux.select.eq(1 << chosen if chosen >= 0 else 0)
-            yield
-            if cycle >= ResultMux.LATENCY:
-                seen.append((yield mux.sums))
-
-    run_simulation(mux, stimulus())
-    assert seen == [values[chosen] if chosen >= 0 else 0 for values, chosen in steps], f"seed {seed}"

@@ -333,7 +333,7 @@ class _Run:
             "accuracy_by": f"integer reference, {len(test)} test images",
             "first_labels": first_labels(point.network, test.images[:LABELS]),  # by PyTorch
             "cycles": self._cycles(path),
-            "cycles_on": f"{self.geometry} simulated, memory {self.memory}",
+            "cycles_on": f"{self.geometry}, simulated control, memory {self.memory}",
             "python": platform.python_version(),
             "packages": {package: version(package) for package in PACKAGES},
         }
@@ -343,12 +343,12 @@ class _Run:
         return card
 
     def _cycles(self, model: Path) -> int:
-        """Cycles of a picture on the simulated hardware."""
+        """Cycles of a picture on the simulated hardware's control."""
         from sentei.host.compiler import compile_network
         from sentei.host.frontend import load
         from sentei.host.measure import benchmark, random_images
 
-        with opened("sim", self.geometry, self.memory) as overlay:
+        with opened("predict", self.geometry, self.memory, results=False) as overlay:
             program = compile_network(load(model), overlay.manifest.geometry)
             overlay.load(program)
             return benchmark(overlay, random_images(program, 4)).cycles
