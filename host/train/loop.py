@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,8 +73,9 @@ class Images:
     """Images (N, C, H, W) uint8 and labels (N,) int64 on a device."""
 
     def __init__(self, split: Split, device: torch.device | str = "cpu"):
-        self.images = torch.from_numpy(split.images).to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
+        self.images, self.labels = (
+            torch.from_numpy(np.require(array, requirements="W")).to(device) for array in (split.images, split.labels)
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
