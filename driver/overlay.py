@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -41,18 +42,18 @@ class Outputs(np.ndarray):
     logits: np.ndarray
 
     @staticmethod
-    def of(program: Program, data: np.ndarray) -> Outputs:
-        """From uint8 (N, output_bytes)."""
-        outputs = program.unpack_output(data).view(Outputs)
+    def of(program: Program, data: np.ndarray, count: int) -> Outputs:
+        """The first `count` pictures' from uint8 (jobs, output_bytes)."""
+        outputs = program.unpack_output(data)[:count].view(Outputs)
         outputs.logits = program.dequantize(np.asarray(outputs))
         if outputs.shape[2:] == (1, 1):
             outputs.logits = outputs.logits[:, :, 0, 0]
         return outputs
 
-    def first(self) -> Outputs:
-        """The first picture's, without the batch axis."""
-        outputs = np.asarray(self)[0].view(Outputs)
-        outputs.logits = self.logits[0]
+    def single(self, number: int) -> Outputs:
+        """One picture's, without the axis of pictures."""
+        outputs = np.asarray(self)[number].view(Outputs)
+        outputs.logits = self.logits[number]
         return outputs
 
 
@@ -153,21 +154,24 @@ class SenteiOverlay(pynq.Overlay):
         packed = self._pack(images)
         await self._prepare()
         data = await self._run_jobs(packed, self._loaded.body, self._slots, self._loaded.output_bytes)
-        return Outputs.of(self._loaded, data)
+        return Outputs.of(self._loaded, data, len(images))
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Outputs]:
-        """Pictures (C, H, W), one after the other, to outputs in the same order; a few are in flight at a time."""
+        """Pictures (C, H, W), one after the other, to outputs in the same order; a few jobs are in flight at a time."""
         self._activate()
         _complete(self._prepare())
         waiting: deque[tuple] = deque()
         self._ready = False
-        for number, image in enumerate(images):
+        pictures = iter(images)
+        batches = iter(lambda: list(islice(pictures, self._loaded.pictures)), [])
+        for number, batch in enumerate(batches):
             if len(waiting) == len(self._slots):
-                yield self._collect_one(waiting)
-            packed = self._pack(np.asarray(image)[None])[0]
-            waiting.append(self._start(packed, self._loaded.body, self._slots[number % len(self._slots)]))
+                yield from self._collect_one(*waiting.popleft())
+            packed = self._pack(batch)[0]
+            job = self._start(packed, self._loaded.body, self._slots[number % len(self._slots)])
+            waiting.append((job, len(batch)))
         while waiting:
-            yield self._collect_one(waiting)
+            yield from self._collect_one(*waiting.popleft())
         self._ready = True
 
     def trace(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -182,14 +186,14 @@ class SenteiOverlay(pynq.Overlay):
 
         data = _complete(run())
         word_bytes = self._loaded.geometry.word_bytes
-        return {tensor.name: tensor.read(data, word_bytes) for tensor in self._loaded.trace_tensors}
+        return {tensor.name: tensor.read(data, word_bytes)[: len(images)] for tensor in self._loaded.trace_tensors}
 
     def profile(self) -> list[dict]:
-        """What the groups did in each layer of the last picture of the last run whose records all fit into the profile.
+        """What the groups did in each layer of the last job of the last run whose records all fit into the profile.
 
         A dict for each layer: its name; group cycles, added up over the groups, by what they were spent on: steps,
         drain_stalls, waits, setup, idle; `cycles`, which is their sum divided by the number of groups; and the bytes
-        moved on the bus meanwhile. Layers overlap in time; their cycles add up to those of the picture.
+        moved on the bus meanwhile. Layers overlap in time; their cycles add up to those of the job.
         """
         program = self._loaded
         groups = program.geometry.groups
@@ -212,7 +216,7 @@ class SenteiOverlay(pynq.Overlay):
         return self._loaded.pack_input(images)
 
     def _start(self, packed: np.ndarray, entry: int, slot: tuple) -> tuple:
-        """Queue one picture; returns what `_collect` needs."""
+        """Queue one batch; returns what `_collect` needs."""
         source, target = slot
         source[:] = packed
         source.flush()
@@ -225,9 +229,11 @@ class SenteiOverlay(pynq.Overlay):
         target.invalidate()
         return np.array(target, np.uint8)
 
-    def _collect_one(self, waiting: deque) -> Outputs:
-        data = _complete(self._collect(*waiting.popleft()))
-        return Outputs.of(self._loaded, data[None]).first()
+    def _collect_one(self, job: tuple, count: int) -> Iterator[Outputs]:
+        """Wait for a job; the outputs of each of its `count` pictures."""
+        data = _complete(self._collect(*job))
+        outputs = Outputs.of(self._loaded, data[None], count)
+        return (outputs.single(number) for number in range(count))
 
     async def _run_jobs(self, packed: np.ndarray, entry: int, slots: list[tuple], output_bytes: int) -> np.ndarray:
         results = np.empty((len(packed), output_bytes), np.uint8)

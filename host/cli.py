@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sentei.host.console import (
+    Batch,
     GeometryName,
     JsonFile,
     MemoryName,
@@ -45,6 +46,7 @@ def compile_command(
     model: Model,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="program file (default: MODEL.sentei)")] = None,
     geometry: GeometryName = "32x32",
+    batch: Batch = 1,
     json_file: JsonFile = None,
 ) -> None:
     """Compile a QONNX model to a program file.
@@ -56,7 +58,7 @@ def compile_command(
     from sentei.host.frontend import load
     from sentei.host.target import geometry_named
 
-    program = compile_network(load(model), geometry_named(geometry), classes_of(model))
+    program = compile_network(load(model), geometry_named(geometry), classes_of(model), batch)
     output = output or model.with_suffix(".sentei")
     program.save(output)
     describe_program(program)
@@ -72,6 +74,7 @@ def program_figures(program: Program) -> dict:
         "geometry": program.geometry.to_dict(),
         "fingerprint": f"{program.fingerprint:#010x}",
         "data_bytes": len(program.data),
+        "batch": program.pictures,
         "input_bytes": program.input_bytes,
         "output_bytes": program.output_bytes,
         "macs": macs,
@@ -114,7 +117,7 @@ def run(
             for number, outputs in enumerate(overlay.stream(iter(images))):
                 logits.append(outputs.logits.reshape(-1))
                 progress(number + 1, len(images))
-        cycles = overlay.last_cycles
+        cycles = overlay.last_cycles / program.pictures
     chances = softmax(np.array(logits))
     names = program.classes or tuple(str(number) for number in range(chances.shape[1]))
     table = Table()
@@ -128,7 +131,7 @@ def run(
         values = {"picture": number, "label": name, "index": label, "confidence": float(chance[label])}
         results.append(values | {"outputs": [float(v) for v in logits[number]]})
     console.print(table)
-    say(f"{cycles} cycles a picture")
+    say(f"{cycles:.0f} cycles a picture")
     write_json(json_file, {"model": program.name, "cycles_per_image": cycles, "pictures": results})
 
 
@@ -140,6 +143,7 @@ def verify(
     target: Target = "sim",
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
+    batch: Batch = 1,
     json_file: JsonFile = None,
 ) -> None:
     """Compare a target with the integer reference, on every element of every layer.
@@ -152,7 +156,7 @@ def verify(
 
     network = load(model)
     with opened(target, geometry, memory) as overlay:
-        program = compile_network(network, overlay.manifest.geometry, classes_of(model))
+        program = compile_network(network, overlay.manifest.geometry, classes_of(model), batch)
         overlay.load(program)
         with step(f"comparing {len(network.ops)} layers of {images} pictures (seed {seed})") as progress:
             difference = first_difference(overlay, network, random_images(program, images, seed), progress)
@@ -172,6 +176,7 @@ def bench(
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
     chart: Annotated[Path | None, typer.Option(help="PNG (default: build/bench/MODEL.png)")] = None,
+    batch: Batch = 1,
     json_file: JsonFile = None,
 ) -> None:
     """Cycles of each layer beside its bound: surviving MACs / array size.
@@ -181,13 +186,13 @@ def bench(
     pipeline, idle has nothing to do.
     """
     from sentei.host.charts import cycles_chart
-    from sentei.host.measure import benchmark, random_images
+    from sentei.host.measure import benchmark
 
-    program_for = read_model(model)
+    program_for = read_model(model, batch)
     with opened(target, geometry, memory, results=False) as overlay:
         program = program_for(overlay.manifest.geometry)
         overlay.load(program)
-        result = benchmark(overlay, random_images(program, 4))
+        result = benchmark(overlay)
         figures = result.to_dict(program, overlay)
     groups = program.geometry.groups
     table = Table(
@@ -201,12 +206,13 @@ def bench(
         row = (layer["name"], layer["kind"], f"{layer['cycles']:.0f}", f"{layer['bound_cycles']:.1f}", figure)
         table.add_row(*row, *spent)
     table.add_section()
-    table.add_row("whole picture", "", str(result.cycles), f"{result.bound_cycles:.1f}", f"{result.utilisation:.0%}")
+    totals = (f"{result.cycles:.0f}", f"{result.bound_cycles:.1f}", f"{result.utilisation:.0%}")
+    table.add_row("whole picture", "", *totals)
     console.print(table)
     say(f"{figures['fps_100mhz']:.0f} pictures a second at 100 MHz; simulated at {result.simulated_khz:.0f} kHz")
     chart = chart or Path("build/bench") / f"{program.name}.png"
     with writing(chart):
-        cycles_chart(result.layers, groups, f"{program.name}: {result.cycles} cycles", chart)
+        cycles_chart(result.layers, groups, f"{program.name}: {result.cycles:.0f} cycles", chart)
     say(f"chart: {chart}")
     write_json(json_file, figures)
 

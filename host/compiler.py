@@ -172,11 +172,19 @@ class Layer:
     last: int  # the epoch that late steps wait for; LONG_AGO if there are none
 
 
-def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ...] = ()) -> Program:
+def compile_network(
+    network: Network, geometry: Geometry, classes: tuple[str, ...] = (), batch: int = 1
+) -> Program:
     """Compile for `geometry`. Raises IRError for a network that breaks the IR's rules and CapacityError, naming
-    operator and memory, for one that does not fit."""
+    operator and memory, for one that does not fit.
+
+    `batch` pictures make a job. They share tiles, so small maps leave fewer lanes empty; they need as many times the
+    activation memory.
+    """
+    if batch < 1:
+        raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
     network = without_idle_weights(check(network))
-    placed, exclusive = place(network, geometry)
+    placed, exclusive = place(network, geometry, batch)
     tables = Tables(geometry)
     layers = schedule(network, placed, tables, geometry)
     streams = pack_streams(network, placed, tables, layers, geometry)

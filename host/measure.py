@@ -12,6 +12,9 @@ from sentei.driver import SenteiOverlay
 from sentei.host import reference
 from sentei.host.ir import Network
 from sentei.overlay.program import Program
+from sentei.overlay.registers import PROFILE_WORDS
+
+PER_JOB = {"cycles", *PROFILE_WORDS}  # of a profile's record
 
 Progress = Callable[[int, int], None]
 
@@ -48,29 +51,31 @@ def first_difference(
     overlay: SenteiOverlay, network: Network, images: np.ndarray, progress: Progress | None = None
 ) -> Difference | None:
     """Compares every element of every layer for every picture; None if all are equal. The program must be loaded."""
-    for number, image in enumerate(images):
-        expected = reference.run(network, image[None])
-        measured = overlay.trace(image[None])
+    pictures = overlay.program.pictures
+    for start in range(0, len(images), pictures):
+        batch = images[start : start + pictures]
+        expected = reference.run(network, batch)
+        measured = overlay.trace(batch)
         for op in network.ops:
-            ours, theirs = measured[op.output][0], expected[op.output][0]
+            ours, theirs = measured[op.output], expected[op.output]
             unequal = np.argwhere(ours != theirs)
             if len(unequal):
-                channel, row, column = (int(v) for v in unequal[0])
-                values = (int(ours[channel, row, column]), int(theirs[channel, row, column]))
-                return Difference(number, op.name, op.output, channel, row, column, *values, len(unequal))
+                picture, channel, row, column = place = tuple(int(v) for v in unequal[0])
+                values = (int(ours[place]), int(theirs[place]))
+                return Difference(start + picture, op.name, op.output, channel, row, column, *values, len(unequal))
         if progress is not None:
-            progress(number + 1, len(images))
+            progress(start + len(batch), len(images))
     return None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Cycles of one picture on a target, from its doorbell to its result in main memory.
+    """Cycles of one picture on a target, in a batch: its share of them.
 
     `layers` has a dict for each layer: name, kind, the profile's words, bound_cycles and utilisation (bound / cycles).
     """
 
-    cycles: int
+    cycles: float
     bound_cycles: float
     layers: list[dict]
     simulated_khz: float
@@ -83,6 +88,7 @@ class Benchmark:
         memory = overlay.manifest.memory
         return {
             "model": program.name,
+            "batch": program.pictures,
             "geometry": program.geometry.to_dict(),
             "memory_model": dict(memory.__dict__),
             "cycles": self.cycles,
@@ -94,19 +100,25 @@ class Benchmark:
         }
 
 
-def benchmark(overlay: SenteiOverlay, images: np.ndarray) -> Benchmark:
-    """Runs `images` and reads cycles and profile of the last: give four or more, so that pictures overlap."""
+def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark:
+    """Runs random pictures and reads cycles and profile of the last job; of four or more, so that jobs overlap."""
     program = overlay.program
+    images = random_images(program, jobs * program.pictures, seed)
     simulator = getattr(overlay.device, "simulator", None)
     start_cycles = simulator.cycles if simulator else 0
     start = time.perf_counter()
     overlay.run(images)
     seconds = time.perf_counter() - start
     simulated = (simulator.cycles - start_cycles if simulator else 0) / seconds / 1e3
+
+    def per_picture(value):
+        return value / program.pictures if program.pictures > 1 else value
+
     layers = []
-    for info, record in zip(program.layers, overlay.profile(), strict=True):
+    for info, of_job in zip(program.layers, overlay.profile(), strict=True):
+        record = {name: per_picture(value) if name in PER_JOB else value for name, value in of_job.items()}
         bound = info.bound_cycles
         extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}
         layers.append(record | extra | {"utilisation": bound / record["cycles"]})
     bound = sum(info.bound_cycles for info in program.layers)
-    return Benchmark(overlay.last_cycles, bound, layers, simulated)
+    return Benchmark(per_picture(overlay.last_cycles), bound, layers, simulated)

@@ -56,14 +56,17 @@ def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
     return {name: (modulus[0], modulus[1]) for name, modulus in moduli.items()}
 
 
-def make_layouts(network: Network, geometry: Geometry) -> dict[str, PlaneLayout]:
-    """Layout of every tensor, all with one pitch. Planes are an odd number of words apart, so that the results of
-    neighbouring channels go to different memory banks."""
+def make_layouts(network: Network, geometry: Geometry, batch: int) -> dict[str, PlaneLayout]:
+    """Layout of every tensor of `batch` pictures, all with one pitch and one picture pitch; but maps of one pixel have
+    a word for each picture. Planes are an odd number of words apart, so that the results of neighbouring channels go to
+    different memory banks."""
     moduli = solve_moduli(network)
     pitch = max(-(-tensor.shape.width // moduli[name][1]) for name, tensor in network.tensors.items())
+    rows = max(-(-tensor.shape.height // moduli[name][0]) for name, tensor in network.tensors.items())
     layouts = {}
     for name, tensor in network.tensors.items():
         wide = tensor.bits == WIDE
+        one_pixel = tensor.shape.height == tensor.shape.width == 1
         layout = PlaneLayout(
             *tensor.shape,
             bits=geometry.wide_bits if wide else tensor.bits,
@@ -72,6 +75,8 @@ def make_layouts(network: Network, geometry: Geometry) -> dict[str, PlaneLayout]
             modulus=moduli[name],
             pitch=pitch,
             stride=1,
+            pictures=batch,
+            picture_pitch=0 if batch == 1 else geometry.lanes if one_pixel else rows * pitch,
         )
         layouts[name] = PlaneLayout(**dict(layout.__dict__, stride=layout.plane_words | 1))
     return layouts
@@ -88,14 +93,14 @@ def last_uses(network: Network) -> dict[str, int]:
     return uses
 
 
-def place(network: Network, geometry: Geometry) -> tuple[dict[str, Placement], bool]:
+def place(network: Network, geometry: Geometry, batch: int = 1) -> tuple[dict[str, Placement], bool]:
     """Layout and address of every tensor, and whether input and output share their words with no other tensor.
 
     If there is room, no tensor takes the words of one that the operator just before still reads, and input and output
     have theirs to themselves: then pictures and operators overlap in time. Raises CapacityError, naming the operator,
     if the memory is too small.
     """
-    layouts = make_layouts(network, geometry)
+    layouts = make_layouts(network, geometry, batch)
     for spare, exclusive in ((1, True), (0, True), (0, False)):
         try:
             return place_with(network, layouts, geometry, spare, exclusive), exclusive

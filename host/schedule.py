@@ -16,7 +16,7 @@ import numpy as np
 
 from sentei.host.ir import Conv, Pool, kernel_of
 from sentei.host.placement import Placement
-from sentei.host.tables import Tables, Tile, single_pixel_tile, whole_plane_tile, window_tiles
+from sentei.host.tables import Tables, Tile, single_pixel_tiles, whole_plane_tiles, window_tiles
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import LANE_SUM_BITS, STEP
@@ -167,7 +167,7 @@ def window_slots(op: Conv | Pool, layout: PlaneLayout, single: bool) -> tuple[np
         return np.zeros(rows * columns, np.int64), ky * columns + kx, np.ones(rows * columns, bool)
     y, x = ky - op.pads.top, kx - op.pads.left
     inside = (y >= 0) & (y < layout.height) & (x >= 0) & (x < layout.width)
-    position = layout.positions()[np.where(inside, y, 0), np.where(inside, x, 0)]
+    position = layout.positions()[0][np.where(inside, y, 0), np.where(inside, x, 0)]
     return position // layout.lanes, position % layout.lanes, inside
 
 
@@ -248,7 +248,7 @@ def sums_whole_plane(op: Conv | Pool, source: PlaneLayout) -> bool:
         and op.kernel == (source.height, source.width)
         and not any(op.pads)
         and source.height * source.width > 1
-        and source.plane_words <= MAX_TAPS
+        and source.phases * (-(-source.rows * source.pitch // source.lanes) + (source.pictures > 1)) <= MAX_TAPS
         and op.requantize is not None
         and op.requantize.residual is None
     )
@@ -258,15 +258,16 @@ def tiles_of(op: Conv | Pool, placed: dict[str, Placement], tables: Tables) -> t
     """An operator's tiles; and, if it sums whole planes, the words that it sums."""
     source, target = placed[op.input], placed[op.output]
     if sums_whole_plane(op, source.layout):
-        tile, words = whole_plane_tile(tables, source.layout)
-        return [tile], words
+        return whole_plane_tiles(tables, source.layout, target.layout)
     if is_single_pixel(target.layout):
-        return [single_pixel_tile(tables, source.layout)], None
+        return single_pixel_tiles(tables, source.layout, target.layout), None
     rows, columns = kernel_of(op)
     if rows * columns > MAX_TAPS:
         raise CapacityError(
             f"{op.name}: kernel {rows}x{columns} has more than {MAX_TAPS} coordinates; use a smaller one"
         )
+    if is_single_pixel(source.layout) and source.layout.pictures > 1:
+        raise CapacityError(f"{op.name}: enlarges a map of one pixel, which no batch can; compile for single pictures")
     pads = (op.pads.top, op.pads.left)
     return window_tiles(tables, source.layout, target.layout, (rows, columns), op.stride, pads), None
 

@@ -75,22 +75,39 @@ class Tables:
             raise CapacityError(f"the network needs more than {available} {memory}; use a geometry with more of them")
 
 
-def output_tiles(layout: PlaneLayout) -> list[tuple[int, int, int, np.ndarray, np.ndarray]]:
-    """(phase row, phase column, word of the phase, y, x) of each word that holds pixels; y, x are int64 (lanes,).
+@dataclass(frozen=True)
+class OutputWord:
+    """A word of a plane that holds pixels: its phase, its number within the phase, and each lane's pixel.
 
-    Lanes without a pixel have y = -1. Words of the upper part of the map come first, whatever their phase: so that the
-    next operator's first tiles read what was written early.
+    `picture`, `y`, `x` are int64 (lanes,); lanes without a pixel have y = -1.
     """
-    tiles = []
+
+    phase_y: int
+    phase_x: int
+    word: int
+    picture: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+
+
+def output_words(layout: PlaneLayout) -> list[OutputWord]:
+    """The words of a plane that hold pixels.
+
+    Words of the upper part of the map come first, whatever their phase: so that the next operator's first tiles read
+    what was written early.
+    """
+    words = []
     phases = product(range(min(layout.modulus[0], layout.height)), range(min(layout.modulus[1], layout.width)))
     for word, (phase_y, phase_x) in product(range(layout.phase_words), list(phases)):
         pixel = word * layout.lanes + np.arange(layout.lanes)
+        picture = np.minimum(pixel // (layout.picture_pitch or len(pixel) * layout.phase_words), layout.pictures - 1)
+        pixel = pixel - picture * layout.picture_pitch
         y = phase_y + layout.modulus[0] * (pixel // layout.pitch)
         x = phase_x + layout.modulus[1] * (pixel % layout.pitch)
         inside = (y < layout.height) & (x < layout.width)
         if inside.any():
-            tiles.append((phase_y, phase_x, word, np.where(inside, y, -1), x))
-    return tiles
+            words.append(OutputWord(phase_y, phase_x, word, picture, np.where(inside, y, -1), x))
+    return words
 
 
 def window_tiles(
@@ -106,43 +123,67 @@ def window_tiles(
     `pads` are the rows above and columns left of the map.
     """
     tiles = []
-    phase_words = target.phase_words
     positions = source.positions()
-    for phase_y, phase_x, word, y, x in output_tiles(target):
+    for here in output_words(target):
         taps = []
         reads = np.zeros(source.plane_words, bool)
         for ky in range(kernel[0]):
             for kx in range(kernel[1]):
-                row, phase_row = divmod(phase_y * stride[0] + ky - pads[0], source.modulus[0])
-                column, phase_column = divmod(phase_x * stride[1] + kx - pads[1], source.modulus[1])
+                row, phase_row = divmod(here.phase_y * stride[0] + ky - pads[0], source.modulus[0])
+                column, phase_column = divmod(here.phase_x * stride[1] + kx - pads[1], source.modulus[1])
                 phase = phase_row * source.modulus[1] + phase_column
                 offset = phase * source.phase_words * source.lanes + row * source.pitch + column
-                input_y, input_x = y * stride[0] + ky - pads[0], x * stride[1] + kx - pads[1]
-                inside = (y >= 0) & (input_y >= 0) & (input_y < source.height)
-                inside &= (input_x >= 0) & (input_x < source.width)
+                y, x = here.y * stride[0] + ky - pads[0], here.x * stride[1] + kx - pads[1]
+                inside = (here.y >= 0) & (y >= 0) & (y < source.height) & (x >= 0) & (x < source.width)
                 # Were a tensor placed wrongly, this is where wrong pixels would be read.
                 lanes = np.flatnonzero(inside)
-                read = word * source.lanes + lanes + offset
-                assert (positions[input_y[lanes], input_x[lanes]] == read).all(), "placement and window disagree"
+                read = here.word * source.lanes + lanes + offset
+                assert (positions[here.picture[lanes], y[lanes], x[lanes]] == read).all(), "placement, window disagree"
                 reads[read // source.lanes] = True
                 taps.append((offset if len(lanes) else 0, inside))
-        phase = phase_y * target.modulus[1] + phase_x
-        tiles.append(Tile(tables.tap_row(taps), word, phase * phase_words + word, reads))
+        phase = here.phase_y * target.modulus[1] + here.phase_x
+        tiles.append(Tile(tables.tap_row(taps), here.word, phase * target.phase_words + here.word, reads))
     return tiles
 
 
-def single_pixel_tile(tables: Tables, source: PlaneLayout) -> Tile:
-    """The tile of a 1x1 output map whose window is read pixel by pixel: tap l brings lane l of a word to lane 0."""
+def single_pixel_tiles(tables: Tables, source: PlaneLayout, target: PlaneLayout) -> list[Tile]:
+    """The tile of each picture whose 1x1 output map is read pixel by pixel: tap l brings lane l of a word to lane 0,
+    counted from where the picture begins."""
     first = np.arange(source.lanes) == 0
-    row = tables.tap_row([(lane, first) for lane in range(source.lanes)])
-    return Tile(row, 0, 0, np.ones(source.plane_words, bool))
+    tiles = []
+    for picture in range(source.pictures):
+        word, lane = divmod(picture * source.picture_pitch, source.lanes)
+        row = tables.tap_row([(lane + tap, first) for tap in range(source.lanes)])
+        tiles.append(Tile(row, word, target_word(target, picture), words_of(source, picture)))
+    return tiles
 
 
-def whole_plane_tile(tables: Tables, source: PlaneLayout) -> tuple[Tile, list[int]]:
-    """The tile that reads a plane word by word; returns (tile, words that hold pixels). Tap t belongs to the t-th."""
-    words = [
-        (phase_y * source.modulus[1] + phase_x) * source.phase_words + word
-        for phase_y, phase_x, word, _, _ in output_tiles(source)
-    ]
-    taps = [(0, y >= 0) for _, _, _, y, _ in output_tiles(source)]
-    return Tile(tables.tap_row(taps), 0, 0, np.ones(source.plane_words, bool)), words
+def whole_plane_tiles(tables: Tables, source: PlaneLayout, target: PlaneLayout) -> tuple[list[Tile], list[int]]:
+    """The tile of each picture whose planes are read word by word; and the words to read, counted from the word in
+    which the picture begins. Tap t belongs to the t-th."""
+    firsts = [picture * source.picture_pitch // source.lanes for picture in range(source.pictures)]
+    reads = [words_of(source, picture) for picture in range(source.pictures)]
+    words = sorted({int(word) - first for first, read in zip(firsts, reads, strict=True)
+                    for word in np.flatnonzero(read)})
+    positions = source.positions().reshape(source.pictures, -1)
+    tiles = []
+    for picture, (first, read) in enumerate(zip(firsts, reads, strict=True)):
+        inside = np.zeros((source.plane_words + words[-1], source.lanes), bool)
+        inside.reshape(-1)[positions[picture]] = True
+        row = tables.tap_row([(0, inside[first + word]) for word in words])
+        tiles.append(Tile(row, first, target_word(target, picture), read))
+    return tiles, words
+
+
+def words_of(layout: PlaneLayout, picture: int) -> np.ndarray:
+    """bool (words of a plane,): which of them hold pixels of a picture."""
+    words = np.zeros(layout.plane_words, bool)
+    words[layout.positions()[picture].ravel() // layout.lanes] = True
+    return words
+
+
+def target_word(target: PlaneLayout, picture: int) -> int:
+    """The word of a plane whose lane 0 is a picture's only pixel."""
+    word, lane = divmod(picture * target.picture_pitch, target.lanes)
+    assert lane == 0, "a result of one pixel must be in lane 0"
+    return word

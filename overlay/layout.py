@@ -10,6 +10,7 @@ whole words of `lanes` pixels, and phases follow one another:
                        c D c D
 
 All tensors of a network share one pitch, so a window's coordinate is one offset in pixels, whatever the tile.
+A batch of pictures lies like one high picture: in each phase, the next one begins `picture_pitch` pixels later.
 Signed values are stored offset by half their range (-8 becomes 0). Values wider than a nibble occupy several planes,
 lowest nibble first; so do the sums of a wide output.
 """
@@ -25,7 +26,8 @@ from sentei.overlay.errors import InputError
 
 @dataclass(frozen=True)
 class PlaneLayout:
-    """Places a (channels, height, width) tensor. `stride` is the distance in words between nibble planes."""
+    """Places a (channels, height, width) tensor of `pictures` pictures. `stride` is the distance in words between
+    nibble planes."""
 
     channels: int
     height: int
@@ -36,6 +38,8 @@ class PlaneLayout:
     modulus: tuple[int, int]
     pitch: int
     stride: int
+    pictures: int = 1
+    picture_pitch: int = 0
 
     @property
     def nibbles(self) -> int:
@@ -54,7 +58,7 @@ class PlaneLayout:
     @property
     def phase_words(self) -> int:
         """Words of one phase."""
-        return -(-self.rows * self.pitch // self.lanes)
+        return -(-((self.pictures - 1) * self.picture_pitch + self.rows * self.pitch) // self.lanes)
 
     @property
     def plane_words(self) -> int:
@@ -82,17 +86,20 @@ class PlaneLayout:
         return self.low + (1 << self.bits) - 1
 
     def positions(self) -> np.ndarray:
-        """Pixel index within a plane, int64 (height, width), counted in lanes from the plane's first word."""
-        y, x = np.mgrid[: self.height, : self.width]
+        """Pixel index within a plane, int64 (pictures, height, width), counted in lanes from the plane's first word."""
+        picture, y, x = np.mgrid[: self.pictures, : self.height, : self.width]
         phase = (y % self.modulus[0]) * self.modulus[1] + x % self.modulus[1]
-        return phase * (self.phase_words * self.lanes) + (y // self.modulus[0]) * self.pitch + x // self.modulus[1]
+        start = phase * (self.phase_words * self.lanes) + picture * self.picture_pitch
+        return start + (y // self.modulus[0]) * self.pitch + x // self.modulus[1]
 
     def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
-        """Integers (N, C, H, W) to activation words, uint8 (N, words * word_bytes), two lanes a byte, even lane low."""
-        count = len(values)
+        """Integers (N, C, H, W), N a multiple of `pictures`, to activation words, uint8 (N / pictures, words *
+        word_bytes), two lanes a byte, even lane low."""
+        count = len(values) // self.pictures
         if values.size and not self.low <= values.min() <= values.max() <= self.high:
             raise InputError(f"values must be {self.low} to {self.high}, not {values.min()} to {values.max()}")
-        codes = values.astype(np.int64).reshape(count, self.channels, -1) + self.bias
+        codes = values.astype(np.int64).reshape(count, self.pictures, self.channels, -1) + self.bias
+        codes = codes.swapaxes(1, 2).reshape(count, self.channels, -1)
         pixels = np.zeros((count, self.channels * self.nibbles, self.stride * self.lanes), np.uint8)
         for nibble in range(self.nibbles):
             pixels[:, nibble :: self.nibbles, self.positions().ravel()] = (codes >> (4 * nibble)) & 15
@@ -102,7 +109,7 @@ class PlaneLayout:
         return packed.reshape(count, -1)
 
     def unpack(self, data: np.ndarray, word_bytes: int) -> np.ndarray:
-        """Inverse of `pack`: uint8 (N, words * word_bytes) to int32 (N, C, H, W)."""
+        """Inverse of `pack`: uint8 (N / pictures, words * word_bytes) to int32 (N, C, H, W)."""
         count = len(data)
         packed = data.reshape(count, self.words, word_bytes)[:, :, : self.lanes // 2]
         words = np.zeros((count, self.channels * self.nibbles * self.stride, self.lanes), np.uint8)
@@ -110,7 +117,8 @@ class PlaneLayout:
         words[:, : self.words, 1::2] = packed >> 4
         pixels = words.reshape(count, self.channels, self.nibbles, -1)[..., self.positions().ravel()].astype(np.int64)
         codes = (pixels << (4 * np.arange(self.nibbles))[None, None, :, None]).sum(2) - self.bias
-        return codes.reshape(count, self.channels, self.height, self.width).astype(np.int32)
+        codes = codes.reshape(count, self.channels, self.pictures, -1).swapaxes(1, 2)
+        return codes.reshape(-1, self.channels, self.height, self.width).astype(np.int32)
 
     def to_dict(self) -> dict:
         return dict(self.__dict__, modulus=list(self.modulus))

@@ -63,7 +63,7 @@ class TensorInfo:
     correction: tuple[int, ...] = ()
 
     def read(self, data: np.ndarray, word_bytes: int) -> np.ndarray:
-        """uint8 (N, output bytes) to int32 (N, C, H, W)."""
+        """uint8 (N / pictures, output bytes) to int32 (N, C, H, W)."""
         end = self.offset_bytes + self.layout.words * word_bytes
         values = self.layout.unpack(data[:, self.offset_bytes : end], word_bytes)
         if self.correction:
@@ -77,8 +77,8 @@ class Program:
     """A compiled model.
 
     A device runs it like this: copy `data` to main memory; job at `prologue` with the load flag (moves weights on
-    chip); then a job at `body` for each picture. A job at `trace` does the same as `body` and also stores every
-    layer's output; `trace_tensors` tells where.
+    chip); then a job at `body` for each batch of `pictures`. A job at `trace` does the same as `body` and also stores
+    every layer's output; `trace_tensors` tells where.
     """
 
     name: str
@@ -104,11 +104,19 @@ class Program:
         return fingerprint(self.geometry)
 
     @property
+    def pictures(self) -> int:
+        """Pictures of a job."""
+        return self.input.pictures
+
+    @property
     def input_bytes(self) -> int:
         return self.input.words * self.geometry.word_bytes
 
     def pack_input(self, images: np.ndarray) -> np.ndarray:
-        """Integer pictures (N, C, H, W) to uint8 (N, input_bytes); InputError for a wrong shape, type or range."""
+        """Integer pictures (N, C, H, W) to uint8 (jobs, input_bytes); InputError for a wrong shape, type or range.
+
+        The last job's batch is filled up with empty pictures.
+        """
         shape = (self.input.channels, self.input.height, self.input.width)
         wanted = f"pictures must have shape (N, {shape[0]}, {shape[1]}, {shape[2]})"
         try:
@@ -121,10 +129,13 @@ class Program:
             raise InputError(
                 f"pictures must be integers ({self.input.bits} bits), not {images.dtype}; do not normalise"
             )
+        missing = -len(images) % self.pictures
+        if missing:
+            images = np.concatenate([images, np.zeros((missing, *shape), images.dtype)])
         return self.input.pack(images, self.geometry.word_bytes)
 
     def unpack_output(self, data: np.ndarray) -> np.ndarray:
-        """uint8 (N, output_bytes) as a job stored it to int32 (N, C, H, W)."""
+        """uint8 (jobs, output_bytes) as jobs stored it to int32 (jobs * pictures, C, H, W)."""
         return self.output.read(data, self.geometry.word_bytes)
 
     def dequantize(self, integers: np.ndarray) -> np.ndarray:

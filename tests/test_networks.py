@@ -29,6 +29,7 @@ SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512)
 GEOMETRIES = {"8x8": PRESETS["8x8"], "32x32": PRESETS["32x32"], "streamed": SMALL_STREAMS}
 NETWORKS = {"8x8": 60, "32x32": 12}
 STREAMED = 12  # of each kind
+BATCHED = 24
 LIMIT_CYCLES = 2_000_000
 
 
@@ -87,6 +88,33 @@ def test_a_random_network_equals_the_reference_and_qonnx(overlays, name, seed):
     overlay.device.simulator.stall_memory(stalls)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     assert_equal(overlay, model, network, program, random_images(seed, network, batch), text)
+
+
+@pytest.mark.parametrize("seed", range(BATCHED))
+def test_a_batch_equals_the_reference_and_qonnx(overlays, seed):
+    """Of two to five pictures, and again with one that is not full."""
+    geometry = GEOMETRIES["8x8"]
+    batch = 2 + seed % 4
+    for attempt in range(20):
+        model, description = random_model(50_000 + 100 * seed + attempt)
+        network = load(model)
+        try:
+            program = compile_network(network, geometry, batch=batch)
+            break
+        except CapacityError as error:
+            print(f"seed {seed}, attempt {attempt}: {error}")
+    text = f"seed {seed}, attempt {attempt}, batch {batch}: {description}"
+    print(text)
+    overlay = overlays("8x8")
+    overlay.device.simulator.stall_memory(0)
+    images = random_images(seed, network, 2 * batch + 1)
+    overlay.load(program)
+    expected = reference.run(network, images)
+    measured = overlay.trace(images)
+    for op in network.ops:
+        np.testing.assert_array_equal(measured[op.output], expected[op.output], err_msg=f"{text}: {op.name}")
+    np.testing.assert_array_equal(overlay.run(images), expected[network.output], err_msg=text)
+    np.testing.assert_array_equal(list(overlay.stream(images)), expected[network.output], err_msg=text)
 
 
 def test_the_random_networks_differ_in_kind():

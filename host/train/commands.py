@@ -346,12 +346,12 @@ class _Run:
         """Cycles of a picture on the simulated hardware's control."""
         from sentei.host.compiler import compile_network
         from sentei.host.frontend import load
-        from sentei.host.measure import benchmark, random_images
+        from sentei.host.measure import benchmark
 
         with opened("predict", self.geometry, self.memory, results=False) as overlay:
             program = compile_network(load(model), overlay.manifest.geometry)
             overlay.load(program)
-            return benchmark(overlay, random_images(program, 4)).cycles
+            return benchmark(overlay).cycles
 
 
 def _check_suffix(path: Path, suffix: str) -> None:
