@@ -7,7 +7,7 @@ REQUIREMENTS := pyproject.toml constraints.txt $(SETUP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo test test-train accuracy lint docs area clean
+.PHONY: help packages setup setup-train demo test test-train accuracy lint docs area performance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ lint: setup ## check style and types
 
 area: setup ## measure the engine's area on an ECP5, block by block, in some minutes
 	$(VENV)/bin/python -m sentei.boards.area --json build/area/area.json
+
+performance: setup ## cycles of the CIFAR-10 models and of a sweep over layers: reports/performance.md, in some minutes
+	$(VENV)/bin/python scripts/performance.py models/resnet*-c10-*.onnx --output reports/performance.md
 
 docs: setup ## write docs/registers.md again from overlay/
 	$(VENV)/bin/python docs/generate.py

@@ -23,7 +23,7 @@ ModelOrProgram = Annotated[Path, typer.Argument(help="QONNX model (.onnx) or pro
 Target = Annotated[str, typer.Option(help="'sim', or an overlay's directory")]
 GeometryName = Annotated[str, typer.Option("--geometry", help="size of the engine: 32x32, 16x16 or 8x8")]
 MemoryName = Annotated[str, typer.Option("--memory", help="model of main memory: zynq-hp or ulx3s-sdram")]
-Batch = Annotated[int, typer.Option(min=1, help="pictures of a job, if a model is given: more throughput, more latency")]
+Batch = Annotated[int, typer.Option(min=1, help="pictures of a job: more throughput, more latency")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
 
 
