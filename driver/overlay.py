@@ -212,7 +212,7 @@ class SenteiOverlay(pynq.Overlay):
             layers.append({"name": info.name, "layer": number, "cycles": cycles, **sums})
         return layers
 
-    def _pack(self, images: np.ndarray) -> np.ndarray:
+    def _pack(self, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
         return self._loaded.pack_input(images)
 
     def _start(self, packed: np.ndarray, entry: int, slot: tuple) -> tuple:

@@ -112,7 +112,7 @@ class Program:
     def input_bytes(self) -> int:
         return self.input.words * self.geometry.word_bytes
 
-    def pack_input(self, images: np.ndarray) -> np.ndarray:
+    def pack_input(self, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
         """Integer pictures (N, C, H, W) to uint8 (jobs, input_bytes); InputError for a wrong shape, type or range.
 
         The last job's batch is filled up with empty pictures.

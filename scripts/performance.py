@@ -2,8 +2,8 @@
 
     python scripts/performance.py models/resnet*.onnx --output reports/performance.md
 
-Cycles of networks are those of the Verilated SoC, and beside them what the engine's control alone predicts. The sweep is
-of the control: each layer stands between two others like it, so that what is measured is a layer inside a network.
+Cycles of networks are those of the Verilated SoC, and beside them what the engine's control alone predicts. The sweep
+is of the control: each layer stands between two others like it, so that what is measured is a layer inside a network.
 """
 
 from __future__ import annotations
