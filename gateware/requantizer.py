@@ -159,19 +159,21 @@ class Requantizer(Module):
         remaining = Signal(count_bits)  # columns, this one included
         spacing = Signal(max=JOIN_CYCLES)
         piece = Signal(max=geometry.wide_nibbles)  # nibble plane of a wide result
+        ends_piece = Signal()  # and others follow
         waiting = Signal()  # for room for the next piece
         resume = Signal()
         last_column = Signal()
         self.comb += [
             wide.eq(now.wide & ~now.join),
             last_column.eq(active & (remaining == 1)),
-            resume.eq(waiting & (spacing == 0) & (credits >= now.columns[:count_bits])),
+            ends_piece.eq(last_column & wide & ~unlock),
+            resume.eq((waiting | ends_piece) & (spacing == 0) & (credits >= now.columns[:count_bits])),
             If(resume, take.eq(now.columns[:count_bits])),
             unlock.eq(last_column & wide & (piece == geometry.wide_nibbles - 1)),
         ]
         self.sync += [
             If(active, column.eq(column + 1), remaining.eq(remaining - 1)),
-            If(last_column, active.eq(0), waiting.eq(wide & ~unlock)),
+            If(last_column, active.eq(0), waiting.eq(ends_piece)),
             If(spacing != 0, spacing.eq(spacing - 1)),
             If(resume, waiting.eq(0), piece.eq(piece + 1)),
             If(begin, piece.eq(0)),
@@ -204,7 +206,7 @@ class Requantizer(Module):
                 residual.eq(coming.residual),
             ).Else(
                 number.eq(number + (active & ~wide)),
-                If(active | resume, output.eq(output + Mux(resume, now.residual, now.stride))),
+                If((active & ~ends_piece) | resume, output.eq(output + Mux(resume, now.residual, now.stride))),
                 If(active, residual.eq(residual + now.stride)),
             ),
         ]

@@ -310,8 +310,9 @@ def job_fields(op: Conv | Pool, job: Job, placed: dict[str, Placement], channel:
         steps=block.steps,
     )
     if requantize is None:
-        # From behind the last column's highest nibble to the first column's next one.
-        second["residual"] = -(block.channels * nibbles + 1) * plane % (1 << HEADER1["residual"].width)
+        # From the last column's highest nibble to the first column's next one.
+        back = (block.channels - 1) * nibbles + 1
+        second["residual"] = -back * plane % (1 << HEADER1["residual"].width)
     return first, second
 
 
