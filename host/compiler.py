@@ -321,6 +321,9 @@ def pack_job(job: Job, fields: tuple[dict, dict], waits: Waits, ends_layer: bool
     largest = (1 << HEADER1["steps"].width) - 1
     if largest < job.block.steps <= geometry.stream_words - HEADER_WORDS:
         raise CapacityError(f"has {job.block.steps} steps, more than {largest}; use fewer input channels")
+    largest = (1 << HEADER1["stride"].width) - 1
+    if second["stride"] > largest:
+        raise CapacityError(f"output planes lie {second['stride']} words apart, more than {largest}; use smaller maps")
 
     def header(base: int, last: bool) -> bytes:
         return pack_header(
