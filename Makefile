@@ -7,7 +7,7 @@ REQUIREMENTS := pyproject.toml constraints.txt $(SETUP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo test test-train accuracy lint docs clean
+.PHONY: help packages setup setup-train demo test test-train accuracy lint docs area clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ accuracy: setup ## accuracy of the CIFAR-10 models, all test images (CIFAR10=fol
 lint: setup ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+area: setup ## measure the engine's area on an ECP5, block by block, in some minutes
+	$(VENV)/bin/python -m sentei.boards.area --json build/area/area.json
 
 docs: setup ## write docs/registers.md again from overlay/
 	$(VENV)/bin/python docs/generate.py

@@ -19,7 +19,10 @@ from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
 
 class ActivationPort(Module):
-    """Reader of the words `word` and `word + 1`. `low` and `high` show them LATENCY cycles after `word`."""
+    """Reader of the words `word` and `word + 1`. `low` and `high` show them LATENCY cycles after `word`.
+
+    `banks` shows the same two words, but the even-numbered one first: for a reader that shifts them anyway.
+    """
 
     LATENCY = 3  # address register, memory, output register
 
@@ -33,7 +36,7 @@ class ActivationPort(Module):
 
         odd = [Signal() for _ in range(self.LATENCY)]
         self.sync += [after.eq(before) for before, after in pairwise([self.word[0], *odd])]
-        outputs = []
+        self.banks = []
         for bank, write in enumerate(writes):
             memory = Memory(width, depth // 2)
             write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
@@ -51,8 +54,8 @@ class ActivationPort(Module):
                 write_port.dat_w.eq(write.data),
                 write_port.we.eq(write.valid),
             ]
-            outputs.append(output)
-        even_word, odd_word = outputs
+            self.banks.append(output)
+        even_word, odd_word = self.banks
         self.comb += If(odd[-1], self.low.eq(odd_word), self.high.eq(even_word)).Else(
             self.low.eq(even_word), self.high.eq(odd_word)
         )
@@ -89,22 +92,20 @@ class ActivationMemory(Module):
         # # #
 
         banks = [BankWrite(geometry), BankWrite(geometry)]
-        taken = [[], []]
-        for writer in self.writers:
-            for bank, write in enumerate(banks):
+        for bank, write in enumerate(banks):
+            taken = C(0)
+            chosen = []  # (address, data), zero unless served: cheaper to join than by priority
+            for writer in self.writers:
                 wants = Signal()
                 served = Signal()
                 self.comb += [
                     wants.eq(writer.valid & (writer.word[0] == bank)),
-                    served.eq(wants & ~reduce(or_, taken[bank], 0)),
-                    If(
-                        served,
-                        writer.ready.eq(1),
-                        write.valid.eq(1),
-                        write.address.eq(writer.word[1:]),
-                        write.data.eq(writer.data),
-                    ),
+                    served.eq(wants & ~taken),
+                    If(served, writer.ready.eq(1)),
                 ]
-                taken[bank].append(wants)
+                offer = Cat(writer.word[1:], writer.data)
+                chosen.append(offer & Replicate(served, len(offer)))
+                taken = taken | wants
+            self.comb += [write.valid.eq(taken), Cat(write.address, write.data).eq(reduce(or_, chosen))]
         self.ports = [ActivationPort(geometry, banks) for _ in range(readers)]
         self.submodules += self.ports

@@ -28,6 +28,7 @@ from sentei.gateware.group import Group
 from sentei.gateware.loader import Loader, Storer
 from sentei.gateware.requantizer import Requantizer
 from sentei.gateware.sequencer import Sequencer
+from sentei.gateware.technology import PORTABLE, Technology
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import EPOCH_BITS, INSTRUCTION, fingerprint
 from sentei.overlay.instructions import Memory as Target
@@ -119,13 +120,14 @@ class Profile(Module):
 class Core(Module):
     """The engine without its registers: everything that a soft reset clears, but for the DMA's bus side."""
 
-    def __init__(self, geometry: Geometry, reader: DMAReader, writer: DMAWriter):
+    def __init__(self, geometry: Geometry, technology: Technology, reader: DMAReader, writer: DMAWriter):
         self.submodules.memory = memory = ActivationMemory(
             geometry, readers=geometry.groups + geometry.requantizers, writers=geometry.requantizers + 1
         )
         self.epochs = [Signal(EPOCH_BITS, name=f"epoch{number}") for number in range(geometry.groups)]
         self.groups = [
-            Group(geometry, memory.ports[number], epoch, self.epochs) for number, epoch in enumerate(self.epochs)
+            Group(geometry, memory.ports[number], epoch, self.epochs, technology)
+            for number, epoch in enumerate(self.epochs)
         ]
         self.submodules += self.groups
         self.submodules.sequencer = sequencer = Sequencer(
@@ -139,6 +141,7 @@ class Core(Module):
                 [group.drain for group in self.groups[share * index : share * (index + 1)]],
                 memory.ports[geometry.groups + index],
                 memory.writers[index],
+                technology,
             )
             for index in requantizers
         ]
@@ -206,7 +209,7 @@ class Core(Module):
 class Engine(Module, AutoCSR):
     """The engine as a LiteX module: `bus` (AXI master), `irq` (pulse), and one CSR for each of REGISTERS, in order."""
 
-    def __init__(self, geometry: Geometry):
+    def __init__(self, geometry: Geometry, technology: Technology = PORTABLE):
         self.bus = bus = AXIInterface(data_width=geometry.bus_bits, address_width=32, id_width=1)
         self.irq = Signal()
         registers = {}
@@ -222,7 +225,7 @@ class Engine(Module, AutoCSR):
 
         self.submodules.reader = reader = DMAReader(bus)
         self.submodules.writer = writer = DMAWriter(bus)
-        core = Core(geometry, reader, writer)
+        core = Core(geometry, technology, reader, writer)
         reset = Signal()
         self.submodules.core = ResetInserter()(core)
         sequencer, profile = core.sequencer, core.profile

@@ -21,8 +21,9 @@ from migen.genlib.fifo import SyncFIFO
 from migen.genlib.fsm import FSM, NextState, NextValue
 
 from sentei.gateware.aligner import Aligner
-from sentei.gateware.array import GroupArray, MacColumn
+from sentei.gateware.array import GroupArray
 from sentei.gateware.common import delay, delay_valid, fields_of
+from sentei.gateware.technology import PORTABLE, Technology
 from sentei.overlay.fields import Layout
 from sentei.overlay.geometry import WEIGHT_BITS, Geometry
 from sentei.overlay.instructions import (
@@ -42,7 +43,7 @@ RUN_QUEUE_DEPTH = 4
 TAP_DELAY = 1 + TABLE_LATENCY  # issue to tap entry: address register, table
 PIXEL_DELAY = TAP_DELAY + 1  # issue to pixel address
 ARRAY_DELAY = PIXEL_DELAY + Aligner.LATENCY  # issue to the array's input
-DRAIN_DELAY = ARRAY_DELAY + MacColumn.LATENCY  # issue to column 0's finished sums
+DRAIN_DELAY = ARRAY_DELAY + GroupArray.LATENCY  # issue to column 0's finished sums
 DRAIN_QUEUE_DEPTH = 16  # at least DRAIN_DELAY + 1: a pass may end every cycle
 assert DRAIN_QUEUE_DEPTH > DRAIN_DELAY
 
@@ -175,13 +176,13 @@ class Group(Module):
     `record_taken`.
     """
 
-    def __init__(self, geometry: Geometry, activation_port, epoch, epochs):
+    def __init__(self, geometry: Geometry, activation_port, epoch, epochs, technology: Technology = PORTABLE):
         self.submodules.stream = Table(stream_bits(geometry), geometry.stream_words)
         self.submodules.tiles = Table(TILE.width, geometry.tile_entries)
         self.submodules.taps = Table(TAP.width, geometry.tap_entries)
         self.submodules.masks = Table(geometry.lanes, geometry.mask_entries)
         self.submodules.aligner = aligner = Aligner(geometry, activation_port)
-        self.submodules.array = array = GroupArray(geometry)
+        self.submodules.array = array = technology.group_array(geometry)
         self.submodules.queue = runs = stream.SyncFIFO(run_layout(geometry), RUN_QUEUE_DEPTH)
         self.runs = runs.sink
         self.todo = runs.level

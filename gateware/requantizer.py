@@ -32,7 +32,8 @@ from migen.genlib.record import Record, layout_len
 from sentei.gateware.activation_memory import ActivationPort
 from sentei.gateware.common import delay, delay_valid, fields_of
 from sentei.gateware.group import DRAIN, TABLE_LATENCY, TRIGGER_LEAD, Table, result_queue_depth
-from sentei.gateware.lanes import LATENCY, RESIDUAL, SUM, VALUE, Lanes
+from sentei.gateware.lanes import LATENCY, RESIDUAL, SUM, VALUE
+from sentei.gateware.technology import PORTABLE, Technology
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import channel_layout
 
@@ -44,14 +45,14 @@ class Requantizer(Module):
 
     `writer` is its source of the activation memory; `residual_port` its reader, where it wants `residual_word` in the
     cycles in which `residual_busy` is 1. `channels` is the table that the loader writes. `busy` falls when all results
-    are written. `lanes` is the class of its datapath, `Lanes` or a vendor's form of it.
+    are written.
     """
 
-    def __init__(self, geometry: Geometry, drains, residual_port, writer, lanes=Lanes):
+    def __init__(self, geometry: Geometry, drains, residual_port, writer, technology: Technology = PORTABLE):
         channel = channel_layout(geometry)
         columns = geometry.group_columns
         self.submodules.channels = Table(channel.width, geometry.channel_entries)
-        self.submodules.lanes = lanes = lanes(
+        self.submodules.lanes = lanes = technology.lanes(
             geometry, [*(sums for drain in drains for sums in drain.sums), *(drain.maxima for drain in drains)]
         )
         self.residual_word = Signal.like(residual_port.word)

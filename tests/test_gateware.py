@@ -9,7 +9,7 @@ from migen import Module, run_simulation
 
 from sentei.gateware.activation_memory import ActivationMemory, ActivationPort
 from sentei.gateware.aligner import Aligner
-from sentei.gateware.array import GroupArray, MacColumn
+from sentei.gateware.array import GroupArray
 from sentei.gateware.dma import BURST_BEATS, DMAReader, DMAWriter
 from sentei.overlay.geometry import Geometry
 
@@ -94,7 +94,7 @@ def test_columns_follow_one_another_and_show_their_sums_at_the_stated_latency():
     compared = []
 
     def stimulus():
-        for cycle in range(len(steps) + MacColumn.LATENCY + columns):
+        for cycle in range(len(steps) + GroupArray.LATENCY + columns):
             if cycle < len(steps):
                 valid, fresh, maximum, vector, weights = steps[cycle]
                 yield array.valid.eq(int(valid))
@@ -106,7 +106,7 @@ def test_columns_follow_one_another_and_show_their_sums_at_the_stated_latency():
                 yield array.valid.eq(0)
             yield
             for column in range(columns):
-                number = cycle - MacColumn.LATENCY - column
+                number = cycle - GroupArray.LATENCY - column
                 if begun <= number < len(steps):
                     word = yield array.columns[column]
                     values = lanes_of(word, lanes, SMALL.accumulator_bits, signed=True)
@@ -114,7 +114,7 @@ def test_columns_follow_one_another_and_show_their_sums_at_the_stated_latency():
                         f"seed {seed}, step {number}, column {column}"
                     )
                     compared.append(number)
-            number = cycle - MacColumn.LATENCY
+            number = cycle - GroupArray.LATENCY
             if begun_maxima <= number < len(steps):
                 assert lanes_of((yield array.maxima), lanes) == expected[number][1].tolist(), f"step {number}"
 

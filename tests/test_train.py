@@ -34,6 +34,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from sentei.host import frontend, reference  # noqa: E402
+from sentei.host.errors import UnsupportedModel  # noqa: E402
 from sentei.host.ir import kept_density  # noqa: E402
 from sentei.host.train import loop  # noqa: E402
 from sentei.host.train.evaluate import qonnx_logits, weight_densities  # noqa: E402
@@ -409,6 +410,15 @@ def test_a_network_without_convolutions_is_not_pruned():
 
 
 # Pruning: masks
+
+
+def test_fewer_channels_than_a_block_has_are_a_block():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 3), nn.Conv2d(3, 8, 3))
+    pruner = Pruner(network, GROUP)
+    pruner.begin(Fraction(1, 2))
+    pruner.update(1.0)
+    kept = network[1].weight != 0
+    assert (kept == kept[:1]).all() and 0 < kept.sum() < kept.numel()
 
 
 def test_kept_slots_are_the_largest_of_each_block():
@@ -807,6 +817,7 @@ PLAN = Plan(
     group=GROUP,
 )
 KEEPS = (Fraction(1, 2), Fraction(1, 4))
+DENSE = (Fraction(1),)
 
 
 def points_of(work: Path | None = None, network: nn.Module | None = None, keeps=KEEPS, plan: Plan = PLAN, **options):
@@ -833,6 +844,23 @@ def test_the_float_network_goes_through_cycles_of_half_the_peak(tmp_path):
     resumed = []
     points_of(tmp_path, keeps=KEEPS[:1], plan=plan, watch=resumed.append, resume=True)
     assert not resumed
+
+
+@pytest.mark.parametrize(("pool", "error", "text"), [
+    (nn.MaxPool2d(3, 2, ceil_mode=True), UnsupportedModel, "ceil_mode must be 0"),
+    (nn.AdaptiveAvgPool2d(3), ExportError, "cannot be written as ONNX: .*adaptive_avg_pool2d"),
+])
+def test_what_cannot_be_deployed_is_refused_before_training(pool, error, text, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(4))
+    network(torch.zeros(1, *data_set().train.images.shape[1:]))
+    with pytest.raises(error, match=text):
+        points_of(tmp_path, network, DENSE, watch=lambda moment: pytest.fail("it must not be trained"))
+
+
+def test_the_first_density_has_epochs_of_its_own():
+    moments = []
+    points_of(plan=replace(PLAN, float_epochs=0, epochs=1, first_epochs=3), watch=moments.append)
+    assert {(moment.stage, moment.epochs) for moment in moments} == {("keep 1/2", 3), ("keep 1/4", 1)}
 
 
 def assert_same_states(one, other, name: str = "") -> None:

@@ -41,6 +41,8 @@ Float = Annotated[Path | None, typer.Option("--float", help="weights of a traine
 FloatCycles = Annotated[int, typer.Option(min=1, help="cycles of the learning rate for the float network")]
 FloatEpochs = Annotated[int, typer.Option(min=0, help="epochs of each cycle of the float network")]
 Epochs = Annotated[int, typer.Option(min=0, help="epochs of each density, quantized")]
+FirstEpochs = Annotated[int | None, typer.Option(min=0, help="epochs of the first density, where rounding is new "
+                                                 "(default: as of the others)")]
 Layer = Annotated[list[str] | None, typer.Option(help="least density of single layers, as '*shortcut*=1/3'; may be "
                                                  "repeated")]
 Group = Annotated[int | None, typer.Option(min=1, help="output channels that share their kernel elements (default: "
@@ -116,6 +118,7 @@ def curve(
     float_epochs: FloatEpochs = 45,
     float_cycles: FloatCycles = 2,
     epochs: Epochs = 10,
+    first_epochs: FirstEpochs = None,
     layer: Layer = None,
     group: Group = None,
     unstructured: Unstructured = False,
@@ -273,6 +276,7 @@ class _Run:
             raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {self.memory!r}")
         self.plan = pipeline.Plan(
             float_epochs=options["float_epochs"], float_cycles=options["float_cycles"], epochs=options["epochs"],
+            first_epochs=options.get("first_epochs"),
             floors=dict(_layer_density(text) for text in options["layer"] or ()),
             group=options["group"] or geometry.group_columns,
             aligned=not options["unstructured"], seed=options["seed"], holdout=options["holdout"],
@@ -293,7 +297,7 @@ class _Run:
         network = NETWORKS[self.network](self.data.train.images.shape[1], len(self.data.classes))
         if self.float_weights is not None:
             pipeline.load_float(network, self.float_weights)
-        epochs = len(keeps) * self.plan.epochs
+        epochs = sum(self.plan.epochs_of(index) for index in range(len(keeps)))
         if self.float_weights is None:
             epochs += self.plan.float_cycles * self.plan.float_epochs
         with _training_bar(epochs) as watch:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
@@ -19,7 +21,12 @@ from brevitas.export import export_qonnx
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.util.cleanup import cleanup_model
 from torch import Tensor, fx, nn
+from torch.onnx import OnnxExporterError
 
+from sentei.host.errors import InexactModel
+from sentei.host.frontend import load
+from sentei.host.train.loop import first_line
+from sentei.host.train.prune import remove_masks
 from sentei.host.train.quantize import residual_adds
 from sentei.overlay.errors import SenteiError
 
@@ -98,10 +105,29 @@ def avoid_ties(affine: Affine, sum_scale: float, output_scale: float) -> None:
 
 
 def export(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:
-    """Write a frozen network as QONNX (opset 13, static shapes, weights behind Quant nodes) for one input shape."""
+    """Write a frozen network as QONNX (opset 13, static shapes, weights behind Quant nodes) for one input shape.
+
+    ExportError if ONNX has no operator for something in it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         on_cpu = copy.deepcopy(network).cpu()
-        export_qonnx(on_cpu, torch.zeros(input_shape), str(path), opset_version=OPSET, dynamo=False)
+        try:
+            export_qonnx(on_cpu, torch.zeros(input_shape), str(path), opset_version=OPSET, dynamo=False)
+        except OnnxExporterError as error:
+            raise ExportError(f"the network cannot be written as ONNX: {first_line(error)}") from error
     cleanup_model(ModelWrapper(str(path))).save(str(path))
+
+
+def check_supported(network: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+    """Refuse, while it is not trained yet, a quantized network that the compiler would refuse: its typed error.
+
+    Whether arithmetic is exact depends on the trained numbers, and is not looked at.
+    """
+    untrained = copy.deepcopy(network)
+    remove_masks(untrained)
+    freeze(untrained)
+    with TemporaryDirectory() as folder, suppress(InexactModel):
+        export(untrained, path := Path(folder) / "untrained.onnx", input_shape)
+        load(path)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sentei.host.train.data import DataSet, DatasetError, Split
-from sentei.host.train.export import freeze
+from sentei.host.train.export import check_supported, freeze
 from sentei.host.train.loop import (
     CheckpointError,
     Images,
@@ -58,6 +58,7 @@ class Plan:
     float_epochs: int = 45  # of each cycle
     float_cycles: int = 2  # of the learning rate, each with half the peak of the one before (arXiv:1608.03983)
     epochs: int = 10  # for each density
+    first_epochs: int | None = None  # for the first one, where rounding is new; None: as many
     float_learning_rate: float = 0.2
     learning_rate: float = 0.05
     batch: int = 256
@@ -71,6 +72,10 @@ class Plan:
     precision: Precision = field(default_factory=Precision)
     seed: int = 0
     holdout: int = 0  # training images kept from training; the accuracies shown are then theirs, not the test images'
+
+    def epochs_of(self, index: int) -> int:
+        """Epochs of the density that comes `index` after the first."""
+        return self.epochs if index or self.first_epochs is None else self.first_epochs
 
     def settings(self) -> dict[str, object]:
         return {**asdict(self), "floors": {name: str(density) for name, density in self.floors.items()}}
@@ -104,7 +109,7 @@ def prune_and_retrain(
 
     `network` is any float network that :func:`quantize` takes; `pretrained` says that its weights stay as they are.
     `keeps` fall.  Checkpoints go to the folder `work` after each epoch; with `resume`, training continues after the
-    last of them.  Errors: PruneError, UnsupportedNetworkError, TrainingError, CheckpointError.
+    last of them.  Errors: PruneError, UnsupportedNetworkError, UnsupportedModel, TrainingError, CheckpointError.
     """
     if list(keeps) != sorted(set(keeps), reverse=True) or not keeps:
         raise PruneError(f"the densities must fall, not be {', '.join(map(str, keeps)) or 'none'}")
@@ -114,7 +119,8 @@ def prune_and_retrain(
     train, test = _splits(data, plan.holdout, device)
     settings: dict[str, object] = {"data": data.name, "holdout": plan.holdout}
     teacher = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _prunable(teacher, train, keeps, plan)  # refuses what cannot be done before hours of training
+    # What cannot be done is refused before hours of training.
+    check_supported(_prunable(teacher, train, keeps, plan)[0], (1, *train.images.shape[1:]))
     for cycle in range(0 if pretrained else plan.float_cycles):
         fit(teacher, train, test, _recipe(plan, plan.float_epochs, plan.float_learning_rate / 2**cycle),
             seed=plan.seed + 1000 * cycle, stage="float" if not cycle else f"float, cycle {cycle + 1}",
@@ -122,11 +128,11 @@ def prune_and_retrain(
             settings=settings, resume=resume, watch=watch)
     float_accuracy = accuracy(teacher, test)
     student, pruner = _prunable(teacher, train, keeps, plan)
-    recipe = _recipe(plan, plan.epochs, plan.learning_rate, distillation=plan.distillation,
-                     weight_decay=plan.weight_decay / 10)
     seconds = 0.0
     for index, keep in enumerate(keeps):
         pruner.begin(keep)
+        recipe = _recipe(plan, plan.epochs_of(index), plan.learning_rate, distillation=plan.distillation,
+                         weight_decay=plan.weight_decay / 10)
         seconds += fit(
             student, train, test, recipe, seed=plan.seed + 1 + index, stage=f"keep {keep}", teacher=teacher,
             checkpoint=work and work / f"keep-{str(keep).replace('/', '-')}.pt", resume=resume,

