@@ -14,26 +14,13 @@ Where many become one, the outputs of LUT4s go through the slices' own multiplex
 """
 
 from functools import reduce
-from itertools import product
 from operator import or_
 
 from migen import *
 
+from sentei.gateware.ecp5 import CarryChain, adder, lut4
 from sentei.gateware.lanes import Lanes
 from sentei.overlay.geometry import ACTIVATION_BITS
-
-
-def lut4(function) -> int:
-    """INIT of a LUT4 that computes function(a, b, c, d) of four bits."""
-    return sum((function(a, b, c, d) & 1) << (a | b << 1 | c << 2 | d << 3) for d, c, b, a in product((0, 1), repeat=4))
-
-
-def adder(y, x) -> int:
-    """INIT of half a CCU2C that adds the bits y(a, b) and x(a, b, c, d)."""
-    if any(x(a, b, 0, 0) for a, b in product((0, 1), repeat=2)):
-        raise ValueError("the second operand of a carry chain must be 0 where c = d = 0")
-    return lut4(lambda a, b, c, d: y(a, b) ^ x(a, b, c, d))
-
 
 # Inputs of each are A, B, C, D.
 SUBTRACT = adder(lambda a, b: 1 ^ a, lambda a, b, c, d: b & c & d)  # sum, constant, plain, shifted
@@ -48,20 +35,12 @@ CHOOSE = lut4(lambda a, b, c, d: b if c else a)
 
 
 def carry_chain(module, halves):
-    """CCU2Cs in a row, no carry in. `halves`: (INIT, [A, B, C, D]); returns their S."""
-    halves = halves + [(CARRY, [0, 0, 0, 0])] * (len(halves) % 2)
-    outputs = Signal(len(halves))
-    carry = C(0, 1)
-    for index in range(0, len(halves), 2):
-        carry_out = Signal()
-        ports = {}
-        for number, (init, inputs) in enumerate(halves[index : index + 2]):
-            ports |= {f"i_{name}{number}": bit for name, bit in zip("ABCD", inputs, strict=True)}
-            ports |= {f"p_INIT{number}": C(init, 16), f"p_INJECT1_{number}": "NO"}
-            ports[f"o_S{number}"] = outputs[index + number]
-        module.specials += Instance("CCU2C", i_CIN=carry, o_COUT=carry_out, **ports)
-        carry = carry_out
-    return outputs
+    """Sums of one chain, no carry in. `halves`: (INIT, [A, B, C, D])."""
+    module.submodules += (chain := CarryChain())
+    sums = [chain.add(init, *inputs) for init, inputs in halves]
+    if len(halves) % 2:
+        chain.add(CARRY)
+    return Cat(*sums)
 
 
 def lookup(module, init, inputs):

@@ -141,7 +141,7 @@ class Core(Module):
                 [group.drain for group in self.groups[share * index : share * (index + 1)]],
                 memory.ports[geometry.groups + index],
                 memory.writers[index],
-                technology.lanes,
+                technology,
             )
             for index in requantizers
         ]

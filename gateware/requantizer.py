@@ -32,7 +32,8 @@ from migen.genlib.record import Record, layout_len
 from sentei.gateware.activation_memory import ActivationPort
 from sentei.gateware.common import delay, delay_valid, fields_of
 from sentei.gateware.group import DRAIN, TABLE_LATENCY, TRIGGER_LEAD, Table, result_queue_depth
-from sentei.gateware.lanes import LATENCY, RESIDUAL, SUM, VALUE, Lanes
+from sentei.gateware.lanes import LATENCY, RESIDUAL, SUM, VALUE
+from sentei.gateware.technology import PORTABLE, Technology
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import channel_layout
 
@@ -44,14 +45,14 @@ class Requantizer(Module):
 
     `writer` is its source of the activation memory; `residual_port` its reader, where it wants `residual_word` in the
     cycles in which `residual_busy` is 1. `channels` is the table that the loader writes. `busy` falls when all results
-    are written. `lanes` is the class of its datapath, `Lanes` or a vendor's form of it.
+    are written.
     """
 
-    def __init__(self, geometry: Geometry, drains, residual_port, writer, lanes=Lanes):
+    def __init__(self, geometry: Geometry, drains, residual_port, writer, technology: Technology = PORTABLE):
         channel = channel_layout(geometry)
         columns = geometry.group_columns
         self.submodules.channels = Table(channel.width, geometry.channel_entries)
-        self.submodules.lanes = lanes = lanes(
+        self.submodules.lanes = lanes = technology.lanes(
             geometry, [*(sums for drain in drains for sums in drain.sums), *(drain.maxima for drain in drains)]
         )
         self.residual_word = Signal.like(residual_port.word)
@@ -159,19 +160,21 @@ class Requantizer(Module):
         remaining = Signal(count_bits)  # columns, this one included
         spacing = Signal(max=JOIN_CYCLES)
         piece = Signal(max=geometry.wide_nibbles)  # nibble plane of a wide result
+        ends_piece = Signal()  # and others follow
         waiting = Signal()  # for room for the next piece
         resume = Signal()
         last_column = Signal()
         self.comb += [
             wide.eq(now.wide & ~now.join),
             last_column.eq(active & (remaining == 1)),
-            resume.eq(waiting & (spacing == 0) & (credits >= now.columns[:count_bits])),
+            ends_piece.eq(last_column & wide & ~unlock),
+            resume.eq((waiting | ends_piece) & (spacing == 0) & (credits >= now.columns[:count_bits])),
             If(resume, take.eq(now.columns[:count_bits])),
             unlock.eq(last_column & wide & (piece == geometry.wide_nibbles - 1)),
         ]
         self.sync += [
             If(active, column.eq(column + 1), remaining.eq(remaining - 1)),
-            If(last_column, active.eq(0), waiting.eq(wide & ~unlock)),
+            If(last_column, active.eq(0), waiting.eq(ends_piece)),
             If(spacing != 0, spacing.eq(spacing - 1)),
             If(resume, waiting.eq(0), piece.eq(piece + 1)),
             If(begin, piece.eq(0)),
@@ -204,7 +207,7 @@ class Requantizer(Module):
                 residual.eq(coming.residual),
             ).Else(
                 number.eq(number + (active & ~wide)),
-                If(active | resume, output.eq(output + Mux(resume, now.residual, now.stride))),
+                If((active & ~ends_piece) | resume, output.eq(output + Mux(resume, now.residual, now.stride))),
                 If(active, residual.eq(residual + now.stride)),
             ),
         ]

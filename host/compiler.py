@@ -318,8 +318,9 @@ def job_fields(op: Conv | Pool, job: Job, placed: dict[str, Placement], channel:
         steps=block.steps,
     )
     if requantize is None:
-        # From behind the last column's highest nibble to the first column's next one.
-        second["residual"] = -(block.channels * nibbles + 1) * plane % (1 << HEADER1["residual"].width)
+        # From the last column's highest nibble to the first column's next one.
+        back = (block.channels - 1) * nibbles + 1
+        second["residual"] = -back * plane % (1 << HEADER1["residual"].width)
     return first, second
 
 
@@ -328,6 +329,9 @@ def pack_job(job: Job, fields: tuple[dict, dict], waits: Waits, ends_layer: bool
     largest = (1 << HEADER1["steps"].width) - 1
     if largest < job.block.steps <= geometry.stream_words - HEADER_WORDS:
         raise CapacityError(f"has {job.block.steps} steps, more than {largest}; use fewer input channels")
+    largest = (1 << HEADER1["stride"].width) - 1
+    if second["stride"] > largest:
+        raise CapacityError(f"output planes lie {second['stride']} words apart, more than {largest}; use smaller maps")
 
     def header(base: int, last: bool) -> bytes:
         return pack_header(

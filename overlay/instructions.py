@@ -117,7 +117,7 @@ HEADER1 = Layout(
     "header1",
     ("output", 16, "word of the first output plane; wide: of the first channel's highest nibble"),
     ("stride", 14, "words from one column's output plane to the next"),
-    ("residual", 16, "word of the first residual plane; wide: words from behind one nibble's last plane to the next "
+    ("residual", 16, "word of the first residual plane; wide: words from one nibble's last plane to the next "
      "lower nibble's first, modulo 2^16"),
     ("steps", 13, "steps of one tile"),
     ("late", 5, "epochs that steps with `late` wait for on top"),

@@ -155,7 +155,7 @@ class Bench:
                 wide=int(wide),
                 output=output + (planes - 1) * stride,
                 stride=planes * stride,
-                residual=-(columns * planes + 1) * stride % (1 << 16) if wide else residual,
+                residual=-((columns - 1) * planes + 1) * stride % (1 << 16) if wide else residual,
                 join=int(number < len(joins)),
                 accumulate=int(number > 0),
                 nibble=int(number > 0 and joins[number - 1]),
