@@ -46,7 +46,7 @@ def compile_command(
     model: Model,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="program file (default: MODEL.sentei)")] = None,
     geometry: GeometryName = "32x32",
-    batch: Batch = 1,
+    batch: Batch = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compile a QONNX model to a program file.
@@ -58,7 +58,7 @@ def compile_command(
     from sentei.host.frontend import load
     from sentei.host.target import geometry_named
 
-    program = compile_network(load(model), geometry_named(geometry), classes_of(model), batch)
+    program = compile_network(load(model), geometry_named(geometry), classes_of(model), batch or 1)
     output = output or model.with_suffix(".sentei")
     program.save(output)
     describe_program(program)
@@ -105,6 +105,7 @@ def run(
 ) -> None:
     """Run pictures through a model and print the largest outputs of each."""
     from sentei.host.demo import softmax
+    from sentei.host.measure import share
     from sentei.host.pictures import read_pictures
 
     program_for = read_model(model)
@@ -117,7 +118,7 @@ def run(
             for number, outputs in enumerate(overlay.stream(iter(images))):
                 logits.append(outputs.logits.reshape(-1))
                 progress(number + 1, len(images))
-        cycles = overlay.last_cycles / program.pictures
+        cycles = share(overlay.last_cycles, program)
     chances = softmax(np.array(logits))
     names = program.classes or tuple(str(number) for number in range(chances.shape[1]))
     table = Table()
@@ -143,7 +144,7 @@ def verify(
     target: Target = "sim",
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
-    batch: Batch = 1,
+    batch: Batch = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare a target with the integer reference, on every element of every layer.
@@ -156,7 +157,7 @@ def verify(
 
     network = load(model)
     with opened(target, geometry, memory) as overlay:
-        program = compile_network(network, overlay.manifest.geometry, classes_of(model), batch)
+        program = compile_network(network, overlay.manifest.geometry, classes_of(model), batch or 1)
         overlay.load(program)
         with step(f"comparing {len(network.ops)} layers of {images} pictures (seed {seed})") as progress:
             difference = first_difference(overlay, network, random_images(program, images, seed), progress)
@@ -176,7 +177,7 @@ def bench(
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
     chart: Annotated[Path | None, typer.Option(help="PNG (default: build/bench/MODEL.png)")] = None,
-    batch: Batch = 1,
+    batch: Batch = None,
     json_file: JsonFile = None,
 ) -> None:
     """Cycles of each layer beside its bound: surviving MACs / array size.

@@ -23,7 +23,7 @@ ModelOrProgram = Annotated[Path, typer.Argument(help="QONNX model (.onnx) or pro
 Target = Annotated[str, typer.Option(help="'sim', or an overlay's directory")]
 GeometryName = Annotated[str, typer.Option("--geometry", help="size of the engine: 32x32, 16x16 or 8x8")]
 MemoryName = Annotated[str, typer.Option("--memory", help="model of main memory: zynq-hp or ulx3s-sdram")]
-Batch = Annotated[int, typer.Option(min=1, help="pictures of a job: more throughput, more latency")]
+Batch = Annotated[int | None, typer.Option(min=1, help="pictures of a job: more throughput, more latency")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
 
 
@@ -85,17 +85,19 @@ def is_program(path: Path) -> bool:
         return path.suffix == ".sentei"
 
 
-def read_model(path: Path, batch: int = 1):
+def read_model(path: Path, batch: int | None = None):
     """Function from a geometry to the program in a file, or to the model in it compiled for `batch` pictures a job. The
     file is read at once."""
     if is_program(path):
+        if batch is not None:
+            raise InputError(f"{path}: is a program, whose batch is that it was compiled for; leave out --batch")
         program = Program.load(path)
         return lambda geometry: program
     from sentei.host.compiler import compile_network
     from sentei.host.frontend import load
 
     network, classes = load(path), classes_of(path)
-    return lambda geometry: compile_network(network, geometry, classes, batch)
+    return lambda geometry: compile_network(network, geometry, classes, batch or 1)
 
 
 @contextmanager

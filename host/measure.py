@@ -40,6 +40,11 @@ class Difference:
         )
 
 
+def share(value: float, program: Program) -> float:
+    """A picture's share of a job's figure."""
+    return value / program.pictures if program.pictures > 1 else value
+
+
 def random_images(program: Program, count: int, seed: int = 0) -> np.ndarray:
     """Pictures of uniformly random pixels over the whole range, int64 (count, C, H, W)."""
     source = program.input
@@ -110,15 +115,11 @@ def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark
     overlay.run(images)
     seconds = time.perf_counter() - start
     simulated = (simulator.cycles - start_cycles if simulator else 0) / seconds / 1e3
-
-    def per_picture(value):
-        return value / program.pictures if program.pictures > 1 else value
-
     layers = []
     for info, of_job in zip(program.layers, overlay.profile(), strict=True):
-        record = {name: per_picture(value) if name in PER_JOB else value for name, value in of_job.items()}
+        record = {name: share(value, program) if name in PER_JOB else value for name, value in of_job.items()}
         bound = info.bound_cycles
         extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}
         layers.append(record | extra | {"utilisation": bound / record["cycles"]})
     bound = sum(info.bound_cycles for info in program.layers)
-    return Benchmark(per_picture(overlay.last_cycles), bound, layers, simulated)
+    return Benchmark(share(overlay.last_cycles, program), bound, layers, simulated)

@@ -233,6 +233,8 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
         for name, value in numbers.items():
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name} must be a number, not {value!r}")
+    if {layout.pictures for layout in layouts} != {max(1, program.pictures)}:
+        raise ValueError(f"its tensors must have the same number of pictures, not {program.pictures} and others")
     if not 0 < 8 * program.instruction_load_words <= len(program.data):
         raise ValueError(f"{program.instruction_load_words} instruction words do not lie in its data")
     word_bytes = program.geometry.word_bytes

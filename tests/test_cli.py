@@ -316,7 +316,32 @@ def test_bench_measures_every_layer_and_draws_a_chart(sentei, simulator, folder,
     assert f"chart: {chart}\n" in text
 
 
+def test_a_batch_shares_its_cycles(sentei, simulator, folder):
+    figures = {}
+    for batch in (1, 3):
+        file = folder / "figures" / "batch.json"
+        code, _, said = sentei("bench", folder / "small.onnx", *GEOMETRY, "--batch", batch, "--json", file)
+        assert (code, said) == (0, "")
+        figures[batch] = json.loads(file.read_text())
+        assert figures[batch]["batch"] == batch
+        assert figures[batch]["cycles"] == pytest.approx(sum(v["cycles"] for v in figures[batch]["layers"]), rel=0.05)
+    assert figures[1]["bound_cycles"] == figures[3]["bound_cycles"] < figures[3]["cycles"] < figures[1]["cycles"]
+    assert sentei("verify", folder / "small.onnx", *GEOMETRY, "--batch", 3, "--images", 4)[0] == 0
+
+
 # Mistakes
+
+
+def test_a_program_has_its_own_batch(sentei, refused, folder):
+    sentei("compile", folder / "small.onnx", *GEOMETRY)
+    refused("bench", folder / "small.sentei", *GEOMETRY, "--batch", 2, text=r"/small.sentei: is a program, whose batch")
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_results_are_not_to_be_had_from_a_prediction(refused, folder, command):
+    more = (folder / "batch.npy",) if command == "run" else ()
+    text = r"the target 'predict' counts cycles and computes nothing; use 'sim'"
+    refused(command, folder / "small.onnx", *more, *GEOMETRY, "--target", "predict", text=text)
 
 
 @pytest.mark.parametrize("command", ["compile", "run", "verify", "bench", "info"])
