@@ -14,6 +14,7 @@ from math import gcd
 
 import numpy as np
 
+from sentei.host.entries import excess
 from sentei.host.ir import Conv, Pool, kernel_of
 from sentei.host.placement import Placement
 from sentei.host.tables import Tables, Tile, single_pixel_tiles, whole_plane_tiles, window_tiles
@@ -49,14 +50,13 @@ class Steps:
 class Block:
     """One block of output channels of one operator: `channels` consecutive ones from `first` on.
 
-    `passes` are (steps, joins by a nibble) in order; `worst` bounds the magnitude of the joined sum. `stored_bias`
-    int64 (channels,) is what the sums contain on top of the true ones because signed tensors are stored offset.
+    `passes` are (steps, joins by a nibble) in order. `stored_bias` int64 (channels,) is what the sums contain on top of
+    the true ones because signed tensors are stored offset.
     """
 
     first: int
     channels: int
     passes: list[tuple[Steps, bool]]
-    worst: int
     stored_bias: np.ndarray
     maximum: bool = False
     reduce: bool = False
@@ -115,8 +115,8 @@ def split_passes(
     """Orders `powers` {power of 16: steps} from high to low and cuts sums that could exceed `limit`, or overflow the
     accumulators.
 
-    `largest` bounds a stored nibble. Returns (list of (steps, joins by a nibble), largest magnitude of the joined sum);
-    raises CapacityError if that needs more than wide_bits.
+    `largest` bounds a stored nibble. Returns (list of (steps, joins by a nibble), largest magnitude of the joined sum,
+    what the joins add included); raises CapacityError if that needs more than wide_bits.
     """
     limit = limit or (1 << (geometry.accumulator_bits - 1)) - 1
     passes: list[tuple[Steps, bool]] = []
@@ -143,13 +143,14 @@ def split_passes(
             begin, by_nibble = end, False
         high, low = high + up[-1], low + down[-1]
         worst = max(worst, int(high.max()), int(-low.min()))
+    worst += excess([by_nibble for _, by_nibble in passes[1:]])
     check_wide(worst, geometry, name)
     return passes, worst
 
 
 def check_wide(worst: int, geometry: Geometry, name: str) -> None:
-    """Raise CapacityError unless magnitudes up to `worst` fit in wide_bits with the two extreme codes to spare."""
-    if worst >= (1 << (geometry.wide_bits - 1)) - 1:
+    """Raise CapacityError unless magnitudes up to `worst` fit in wide_bits."""
+    if worst >= 1 << (geometry.wide_bits - 1):
         raise CapacityError(f"{name}: sums may reach {worst}, more than {geometry.wide_bits} bits hold; use fewer bits")
 
 
@@ -194,8 +195,8 @@ def conv_blocks(
                 pad = layout.bias >> ACTIVATION_BITS * i & NIBBLE
                 slots = Steps(planes + i * layout.stride, taps, digit, np.full(len(planes), pad), late_slots)
                 powers.setdefault(i + j, []).append(nibble_steps(slots))
-        passes, worst = split_passes(powers, columns, largest, geometry, op.name)
-        blocks.append(Block(first, len(part), passes, worst, (weights.sum(0) * layout.bias)[: len(part)]))
+        passes, _ = split_passes(powers, columns, largest, geometry, op.name)
+        blocks.append(Block(first, len(part), passes, (weights.sum(0) * layout.bias)[: len(part)]))
     return blocks
 
 
@@ -218,7 +219,7 @@ def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | No
         zero, never = np.zeros(count, np.int64), np.zeros(count, bool)
         for channel, plane in enumerate(planes):
             steps = Steps(plane + words, taps, nothing, zero, never)
-            blocks.append(Block(channel, 1, [(steps, False)], NIBBLE, np.array([layout.bias]), maximum=True))
+            blocks.append(Block(channel, 1, [(steps, False)], np.array([layout.bias]), maximum=True))
         return blocks
     for first in range(0, layout.channels, geometry.group_columns):
         members = planes[first : first + geometry.group_columns]
@@ -236,7 +237,7 @@ def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | No
             worst *= layout.lanes
             check_wide(worst, geometry, op.name)
         bias_of_each = np.full(len(members), bias)
-        blocks.append(Block(first, len(members), passes, worst, bias_of_each, reduce=whole is not None))
+        blocks.append(Block(first, len(members), passes, bias_of_each, reduce=whole is not None))
     return blocks
 
 
