@@ -144,7 +144,7 @@ def test_train_writes_a_model_and_its_card(cifar, trained):
     assert abs(card["density"] - 1 / 9) < 0.002 and len(card["layers"]) == 8
     assert all(density < 0.2 for density in card["layers"].values())
     assert sum(layer.bound_cycles for layer in program.layers) <= card["cycles"] < 2e5
-    assert card["cycles_on"] == "8x8 simulated, memory zynq-hp"
+    assert card["cycles_on"] == "8x8, simulated control, memory zynq-hp"
     plan = Plan(float_epochs=1, float_cycles=1, epochs=1, group=GROUP)
     assert card["plan"] == json.loads(json.dumps(plan.settings()))
     assert card["packages"]["torch"] == version("torch") and "brevitas" in card["packages"]
