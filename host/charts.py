@@ -71,7 +71,7 @@ def curve_chart(figures: dict, path: Path) -> None:
     axes.set_xlabel(f"clock cycles a picture ({figures['geometry']} array, simulated RTL)")
     axes.set_ylabel("accuracy (%)")
     axes.set_title(f"{figures['network']} on {figures['data']}: kernel elements kept against speed")
-    axes.margins(x=0.15, y=0.2)
+    axes.margins(x=0.2, y=0.2)
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)

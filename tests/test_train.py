@@ -857,9 +857,9 @@ def test_what_cannot_be_deployed_is_refused_before_training(pool, error, text, t
         points_of(tmp_path, network, DENSE, watch=lambda moment: pytest.fail("it must not be trained"))
 
 
-def test_the_first_density_has_epochs_of_its_own():
+def test_densities_may_have_epochs_of_their_own():
     moments = []
-    points_of(plan=replace(PLAN, float_epochs=0, epochs=1, first_epochs=3), watch=moments.append)
+    points_of(plan=replace(PLAN, float_epochs=0, epochs=(3, 1)), watch=moments.append)
     assert {(moment.stage, moment.epochs) for moment in moments} == {("keep 1/2", 3), ("keep 1/4", 1)}
 
 

@@ -145,7 +145,7 @@ def test_train_writes_a_model_and_its_card(cifar, trained):
     assert all(density < 0.2 for density in card["layers"].values())
     assert sum(layer.bound_cycles for layer in program.layers) <= card["cycles"] < 2e5
     assert card["cycles_on"] == "8x8, simulated control, memory zynq-hp"
-    plan = Plan(float_epochs=1, float_cycles=1, epochs=1, group=GROUP)
+    plan = Plan(float_epochs=1, float_cycles=1, epochs=(1,), group=GROUP)
     assert card["plan"] == json.loads(json.dumps(plan.settings()))
     assert card["packages"]["torch"] == version("torch") and "brevitas" in card["packages"]
     assert card["python"].count(".") == 2 and card["seconds"] >= 0
@@ -182,7 +182,7 @@ def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
         "--folder", cifar, "--work", tmp_path / "work", *UNTRAINED)
     assert (code, said) == (0, "")
     card = json.loads((tmp_path / "model.json").read_text())
-    expected = {"group": 16, "aligned": False, "holdout": 4, "seed": 7, "floors": {"*shortcut*": "1/2"}, "epochs": 0}
+    expected = {"group": 16, "aligned": False, "holdout": 4, "seed": 7, "floors": {"*shortcut*": "1/2"}, "epochs": [0]}
     assert {name: card["plan"][name] for name in expected} == expected
     assert card["plan"]["precision"] == {"weights": 3, "activations": 2, "first": 7, "last": 6, "image": 8}
     shortcuts = {name: value for name, value in card["layers"].items() if "shortcut" in name}
@@ -331,8 +331,8 @@ def test_an_option_that_cannot_be_is_named(cifar, tmp_path, no_cycles, options, 
     assert not (tmp_path / "model.onnx").exists()
 
 
-@pytest.mark.parametrize("options", [("--seed", -1), ("--train-images", 0), ("--group", 0), ("--epochs", -1),
-                                     ("--holdout", -1), ("--epochs", "many"), ("--float-epochs", -3)])
+@pytest.mark.parametrize("options", [("--seed", -1), ("--train-images", 0), ("--group", 0),
+                                     ("--holdout", -1), ("--float-epochs", "many"), ("--float-epochs", -3)])
 def test_numbers_out_of_range_are_usage_errors(tmp_path, options):
     code, _, said = sentei("train", "resnet8", "-o", tmp_path / "model.onnx", *options)
     assert code == 2 and "Usage: sentei train" in said and options[0] in said and "Traceback" not in said
@@ -412,6 +412,13 @@ def test_densities_are_read_as_people_write_them():
     for text in ("", "x", "1/0", "1//2", "nan", "inf", "-"):
         with pytest.raises(InputError, match=r"a density must be a number such as 1/9 or 0\.25"):
             commands.density_of(text)
+
+
+def test_epochs_are_one_number_or_several():
+    assert commands.epochs_of("20") == (20,) and commands.epochs_of("20,8, 0") == (20, 8, 0)
+    for text in ("", "-1", "many", "20,", "2.5", "20;8"):
+        with pytest.raises(InputError, match=r"epochs must be a number such as 20, or several such as 20,8, not"):
+            commands.epochs_of(text)
 
 
 def test_the_bar_of_a_training_counts_all_epochs(monkeypatch):

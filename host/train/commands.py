@@ -40,9 +40,8 @@ Float = Annotated[Path | None, typer.Option("--float", help="weights of a traine
                                             "checkpoint float.pt): no float training")]
 FloatCycles = Annotated[int, typer.Option(min=1, help="cycles of the learning rate for the float network")]
 FloatEpochs = Annotated[int, typer.Option(min=0, help="epochs of each cycle of the float network")]
-Epochs = Annotated[int, typer.Option(min=0, help="epochs of each density, quantized")]
-FirstEpochs = Annotated[int | None, typer.Option(min=0, help="epochs of the first density, where rounding is new "
-                                                 "(default: as of the others)")]
+Epochs = Annotated[str, typer.Option(help="epochs of each density, quantized; 20,8 means 20 of the first, where "
+                                     "rounding is new, and 8 of each other")]
 Layer = Annotated[list[str] | None, typer.Option(help="least density of single layers, as '*shortcut*=1/3'; may be "
                                                  "repeated")]
 Group = Annotated[int | None, typer.Option(min=1, help="output channels that share their kernel elements (default: "
@@ -69,6 +68,14 @@ def density_of(text: str) -> Fraction:
         raise InputError(f"a density must be a number such as 1/9 or 0.25, not {text!r}") from None
 
 
+def epochs_of(text: str) -> tuple[int, ...]:
+    """'20' or '20,8' as numbers. InputError if they are none."""
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise InputError(f"epochs must be a number such as 20, or several such as 20,8, not {text!r}")
+    return tuple(int(number) for number in numbers)
+
+
 def train(
     network: NetworkName,
     output: Annotated[Path, typer.Option("--output", "-o", help="QONNX model to write; its card gets .json")],
@@ -78,7 +85,7 @@ def train(
     float_weights: Float = None,
     float_epochs: FloatEpochs = 45,
     float_cycles: FloatCycles = 2,
-    epochs: Epochs = 20,
+    epochs: Epochs = "20",
     layer: Layer = None,
     group: Group = None,
     unstructured: Unstructured = False,
@@ -117,8 +124,7 @@ def curve(
     float_weights: Float = None,
     float_epochs: FloatEpochs = 45,
     float_cycles: FloatCycles = 2,
-    epochs: Epochs = 10,
-    first_epochs: FirstEpochs = None,
+    epochs: Epochs = "20,8",
     layer: Layer = None,
     group: Group = None,
     unstructured: Unstructured = False,
@@ -275,8 +281,8 @@ class _Run:
         if self.memory not in MEMORY_MODELS:
             raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {self.memory!r}")
         self.plan = pipeline.Plan(
-            float_epochs=options["float_epochs"], float_cycles=options["float_cycles"], epochs=options["epochs"],
-            first_epochs=options.get("first_epochs"),
+            float_epochs=options["float_epochs"], float_cycles=options["float_cycles"],
+            epochs=epochs_of(options["epochs"]),
             floors=dict(_layer_density(text) for text in options["layer"] or ()),
             group=options["group"] or geometry.group_columns,
             aligned=not options["unstructured"], seed=options["seed"], holdout=options["holdout"],

@@ -57,8 +57,7 @@ class Plan:
 
     float_epochs: int = 45  # of each cycle
     float_cycles: int = 2  # of the learning rate, each with half the peak of the one before (arXiv:1608.03983)
-    epochs: int = 10  # for each density
-    first_epochs: int | None = None  # for the first one, where rounding is new; None: as many
+    epochs: int | tuple[int, ...] = 10  # for each density; of several numbers, the last is for all that follow
     float_learning_rate: float = 0.2
     learning_rate: float = 0.05
     batch: int = 256
@@ -75,7 +74,7 @@ class Plan:
 
     def epochs_of(self, index: int) -> int:
         """Epochs of the density that comes `index` after the first."""
-        return self.epochs if index or self.first_epochs is None else self.first_epochs
+        return self.epochs if isinstance(self.epochs, int) else self.epochs[min(index, len(self.epochs) - 1)]
 
     def settings(self) -> dict[str, object]:
         return {**asdict(self), "floors": {name: str(density) for name, density in self.floors.items()}}
@@ -136,7 +135,8 @@ def prune_and_retrain(
         seconds += fit(
             student, train, test, recipe, seed=plan.seed + 1 + index, stage=f"keep {keep}", teacher=teacher,
             checkpoint=work and work / f"keep-{str(keep).replace('/', '-')}.pt", resume=resume,
-            settings={**plan.settings(), "keeps": [str(done) for done in keeps[:index + 1]], "data": data.name},
+            settings={**plan.settings(), "data": data.name, "keeps": [str(done) for done in keeps[:index + 1]],
+                      "epochs_before": [plan.epochs_of(done) for done in range(index)]},
             before_step=lambda progress: pruner.update(progress / PRUNING_SHARE),
             watch=lambda moment: watch(replace(moment, density=pruner.density())),
         )
