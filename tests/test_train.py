@@ -60,7 +60,6 @@ from sentei.host.train.prune import (  # noqa: E402
     Pruner,
     cubic_density,
     largest_slots,
-    remove_masks,
     slot_importance,
 )
 from sentei.host.train.quantize import (  # noqa: E402
@@ -69,8 +68,11 @@ from sentei.host.train.quantize import (  # noqa: E402
     Precision,
     UnsupportedNetworkError,
     best_power_of_two,
-    best_row_scales,
+    best_size,
+    hold_kernel_sizes,
+    quantization_error,
     quantize,
+    remove_parametrizations,
     residual_adds,
 )
 
@@ -497,7 +499,7 @@ def test_masks_are_written_into_the_weights_and_copies_keep_theirs():
     pruner.begin(Fraction(1, 4))
     pruner.update(1.0)
     finished = copy.deepcopy(network)
-    remove_masks(finished)
+    remove_parametrizations(finished)
     assert all(type(layer) is nn.Conv2d and isinstance(layer.weight, nn.Parameter) for layer in finished)
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(network, finished, strict=True))
     kept = kept_elements(network)
@@ -580,18 +582,57 @@ def test_a_bias_goes_into_the_norm_or_behind_the_sums():
     assert all(network.get_submodule(name).bias.requires_grad for name in biases)
 
 
+def test_the_best_size_has_the_least_error():
+    """Against what is published for as many levels (Max 1960, table II: steps of 0.3352 for 16, 0.5860 for 8)."""
+    weights = torch.randn(1, 1 << 20, dtype=torch.float64)
+    for bits in (2, 3, 4, 8):
+        best = best_size(bits)
+        errors = [quantization_error(weights * best * factor, 1.0, bits, True, True) / factor**2
+                  for factor in (1.0, 0.93, 1.07)]
+        assert errors[0] < min(errors[1:]), bits
+    assert 1 / 0.5860 < best_size(4) < 1 / 0.3352
+
+
 def test_kernels_are_moved_to_the_grid_of_their_layer():
-    """The channels' best grids differ by powers of ten; after quantizing, the best grid of each is the layer's."""
+    """The channels' sizes differ by powers of ten; quantizing makes them those that fit the layer's grid."""
     network = nn.Sequential(*first(), conv_norm(8, 16), nn.ReLU(), *head(16)).eval()
     with torch.no_grad():
         network[2][0].weight.mul_(torch.logspace(-2, 2, 16).view(-1, 1, 1, 1))
     expected = network[2](torch.ones(1, 8, 4, 4))
     quantized = quantize(network, inputs_of())
     layer, norm = quantized.get_submodule("2.0"), quantized.get_submodule("2.1")
-    best = best_row_scales(layer.weight.flatten(1), 4)
-    torch.testing.assert_close(best, torch.full_like(best, layer.quant_weight().scale.item()))
+    sizes = layer.weight.flatten(1).square().mean(dim=1).sqrt()
+    torch.testing.assert_close(sizes, torch.full_like(sizes, best_size(4) * layer.quant_weight().scale.item()))
     changed = norm(F.conv2d(torch.ones(1, 8, 4, 4), layer.weight, padding=1))
     torch.testing.assert_close(changed, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_kernels_keep_the_size_that_fits_their_grid():
+    """Holding changes nothing at first; what is left of a pruned kernel has its size, whatever training does to it."""
+    network = quantize(tiny().eval(), inputs_of())
+    expected = network(inputs_of())
+    pruner = Pruner(network, GROUP)
+    hold_kernel_sizes(network)
+    torch.testing.assert_close(network(inputs_of()), expected)
+    pruner.begin(Fraction(1, 2))
+    pruner.update(1.0)
+    layers = {node: module for node, module in layers_of(network).items() if isinstance(module, nn.Conv2d)}
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.parametrizations.weight.original[0] *= 100
+            layer.parametrizations.weight.original[1] = 0
+    network(inputs_of()).square().sum().backward()
+    for name, layer in layers.items():
+        original = layer.parametrizations.weight.original
+        assert original.grad.isfinite().all() and original.grad[0].any(), name
+        weight = layer.weight.detach().flatten(1)
+        kept = weight.ne(0)
+        if name in pruner.layers:
+            assert kept[0].float().mean() < 0.6, name
+        sizes = weight.square().sum(dim=1) / kept.sum(dim=1)
+        size = best_size(8 if layer is next(iter(layers.values())) else 4) * layer.quant_weight().scale.item()
+        torch.testing.assert_close(sizes[2:].sqrt(), torch.full_like(sizes[2:], size))
+        assert not kept[1].any() and math.isclose(sizes[0].sqrt(), size, rel_tol=1e-5)
 
 
 def test_relu6_clips_near_six_and_relu_where_its_values_end():

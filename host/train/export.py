@@ -26,8 +26,7 @@ from torch.onnx import OnnxExporterError
 from sentei.host.errors import InexactModel
 from sentei.host.frontend import load
 from sentei.host.train.loop import first_line
-from sentei.host.train.prune import remove_masks
-from sentei.host.train.quantize import residual_adds
+from sentei.host.train.quantize import remove_parametrizations, residual_adds
 from sentei.overlay.errors import SenteiError
 
 OPSET = 13
@@ -126,7 +125,7 @@ def check_supported(network: fx.GraphModule, input_shape: tuple[int, ...]) -> No
     Whether arithmetic is exact depends on the trained numbers, and is not looked at.
     """
     untrained = copy.deepcopy(network)
-    remove_masks(untrained)
+    remove_parametrizations(untrained)
     freeze(untrained)
     with TemporaryDirectory() as folder, suppress(InexactModel):
         export(untrained, path := Path(folder) / "untrained.onnx", input_shape)

@@ -41,8 +41,8 @@ from sentei.host.train.loop import (
     load_checkpoint,
     to_input,
 )
-from sentei.host.train.prune import PruneError, Pruner, remove_masks
-from sentei.host.train.quantize import Precision, quantize
+from sentei.host.train.prune import PruneError, Pruner
+from sentei.host.train.quantize import Precision, hold_kernel_sizes, quantize, remove_parametrizations
 
 CURVE = tuple(Fraction(text) for text in ("1", "1/2", "1/3", "2/9", "1/6", "1/9", "1/12"))
 
@@ -143,7 +143,7 @@ def prune_and_retrain(
         pruner.update(1.0)
         finished = copy.deepcopy(student)
         estimate_norms(finished, _as_trained(train, plan))
-        remove_masks(finished)
+        remove_parametrizations(finished)
         freeze(finished)
         yield Point(keep, pruner.density(), pruner.densities(), finished, accuracy(finished, test), float_accuracy,
                     seconds)
@@ -173,6 +173,7 @@ def _prunable(
     pruner = Pruner(student, plan.group, plan.floors, plan.aligned)
     for keep in keeps:
         pruner.plan(keep)
+    hold_kernel_sizes(student)
     return student, pruner
 
 

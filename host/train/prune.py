@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from fractions import Fraction
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +90,7 @@ class Pruner:
     becomes empty.
 
     Usage: :meth:`begin` with the density to reach, :meth:`update` with the schedule's progress as training goes on;
-    :func:`remove_masks` on what is exported.
+    :func:`sentei.host.train.quantize.remove_parametrizations` on what is exported.
     """
 
     def __init__(self, network: nn.Module, group: int, floors: Mapping[str, Fraction] | None = None,
@@ -168,18 +167,3 @@ class Pruner:
         """The fraction of kernel elements that all convolutions together keep now."""
         kept = dict.fromkeys(self.elements, 1.0) | self.densities()
         return sum(kept[name] * count for name, count in self.elements.items()) / sum(self.elements.values())
-
-
-@torch.no_grad()
-def remove_masks(network: nn.Module) -> None:
-    """Write the masks into the weights and leave plain convolutions behind.
-
-    Copies of the network keep their masks: torch's remove_parametrizations would take them away from the class that a
-    layer shares with its copies.
-    """
-    for module in list(network.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            weight = nn.Parameter(cast(Tensor, module.weight))
-            module.__class__ = type(module).__bases__[0]
-            del module.parametrizations
-            module.weight = weight
