@@ -115,7 +115,7 @@ def build(
 ) -> Path:
     """Build the simulator, or find it already built; returns the manifest's path.
 
-    `engine` stands in for sentei.gateware.engine.Engine. `fast=False` compiles sooner and simulates slower.
+    `engine` stands in for sentei.gateware.packed.PackedEngine. `fast=False` compiles sooner and simulates slower.
     """
     name = geometry if isinstance(geometry, str) else f"{geometry.lanes}x{geometry.columns}"
     if isinstance(geometry, str):
@@ -127,7 +127,7 @@ def build(
             raise InputError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {memory!r}")
         memory = MEMORY_MODELS[memory]
     if engine is None:
-        from sentei.gateware.engine import Engine as engine
+        from sentei.gateware.packed import PackedEngine as engine
     directory = Path(output or f"build/sim/{name}-{memory.name}").resolve()
     options = {
         "geometry": geometry.to_dict(),

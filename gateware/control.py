@@ -22,7 +22,7 @@ class NoLanes(Lanes):
 
 
 class ControlEngine(Engine):
-    """In place of Engine, in a simulator that only counts cycles."""
+    """In place of PackedEngine, in a simulator that only counts cycles."""
 
     def __init__(self, geometry: Geometry):
         Engine.__init__(self, geometry, Technology("control", NoCells, NoLanes))

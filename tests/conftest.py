@@ -9,24 +9,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @functools.cache
-def _manifest(geometry, memory: str, control: bool) -> Path:
+def _manifest(geometry, memory: str, engine: type | None) -> Path:
     from sentei.boards.sim import build
-    from sentei.gateware.control import ControlEngine
     from sentei.overlay.instructions import fingerprint
 
     name = geometry if isinstance(geometry, str) else f"{fingerprint(geometry):08x}"
-    directory = ROOT / "build" / "sim" / (f"{name}-{memory}" + ("-control" if control else ""))
-    return build(geometry, memory, directory, ControlEngine if control else None)
+    directory = f"{name}-{memory}" + (f"-{engine.__name__}" if engine else "")
+    return build(geometry, memory, ROOT / "build" / "sim" / directory, engine)
 
 
 @pytest.fixture(scope="session")
 def overlay_path():
-    """overlay_path(geometry="8x8", memory="zynq-hp", control=False): manifest of a built simulator.
+    """overlay_path(geometry="8x8", memory="zynq-hp", engine=None): manifest of a built simulator.
 
-    The geometry is a preset's name or a Geometry; `control`: with the engine's control alone.
+    The geometry is a preset's name or a Geometry; `engine` stands in for the one that simulators have.
     """
 
-    def build(geometry="8x8", memory: str = "zynq-hp", control: bool = False) -> Path:
-        return _manifest(geometry, memory, control)
+    def build(geometry="8x8", memory: str = "zynq-hp", engine: type | None = None) -> Path:
+        return _manifest(geometry, memory, engine)
 
     return build

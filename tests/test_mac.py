@@ -1,4 +1,5 @@
-"""Vendors' forms of the array against the portable one: the same sums in the same cycles.
+"""Other forms of the array, vendors' and the one that simulates fast, against the portable one: the same sums in the
+same cycles.
 
 Small arrays are proved equal by yosys for all sequences of steps. Then both forms stand in one Verilated module that
 makes its own stimulus: every input of a 2x2 piece, each as a sum of its own, and random steps with random pauses, new
@@ -10,6 +11,7 @@ clock, no clock enable, no reset.
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -25,6 +27,7 @@ from sentei.gateware import ecp5
 from sentei.gateware.array import GroupArray
 from sentei.gateware.ecp5 import ECP5GroupArray
 from sentei.gateware.firmware import BuildError, run
+from sentei.gateware.packed import PackedGroupArray
 from sentei.gateware.synthesis import yosys, yosys_package
 from sentei.gateware.technology import ECP5_85F, PORTABLE
 from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
@@ -200,23 +203,31 @@ def test_sums_are_proved_to_equal_the_portable_form_s(geometry, multipliers):
     prove_equal(ECP5GroupArray(geometry, multipliers), f"proof-{geometry.groups}-{multipliers}")
 
 
+@pytest.mark.parametrize("bits", [13, 16, 24])
+def test_packed_sums_stay_apart_wherever_their_fields_end(bits):
+    """Also where the last word is not full."""
+    geometry = replace(PIECE, lanes=8, accumulator_bits=bits)
+    forms = [PackedGroupArray(geometry)]
+    assert differing_cycles(Comparison(geometry, forms, 5, exhaustive=False), f"packed-{bits}", 20_000) == [[]]
+
+
 def test_a_proof_fails_for_a_wrong_cell(wrong):
     with pytest.raises(BuildError, match="proof did fail"):
         prove_equal(wrong(COLUMN), "proof-wrong")
 
 
 def test_a_piece_equals_the_portable_form_for_every_input_and_for_random_steps(wrong):
-    forms = [ECP5GroupArray(PIECE, 1), ECP5GroupArray(PIECE, 2), wrong(PIECE)]
+    forms = [ECP5GroupArray(PIECE, 1), ECP5GroupArray(PIECE, 2), PackedGroupArray(PIECE), wrong(PIECE)]
     *right, faulty = differing_cycles(Comparison(PIECE, forms, 1, exhaustive=True), "piece", PIECE_INPUTS + 100_000)
-    assert right == [[], []]
+    assert right == [[], [], []]
     assert faulty and faulty[0] < PIECE_INPUTS, "the comparison must notice a wrong cell"
 
 
 def test_a_whole_group_equals_the_portable_form_for_random_steps():
     geometry = Geometry()
-    form = ECP5_85F.group_array(geometry)
-    (differences,) = differing_cycles(Comparison(geometry, [form], 3, exhaustive=False), "group", 10_000)
-    assert not differences
+    forms = [ECP5_85F.group_array(geometry), PackedGroupArray(geometry)]
+    differences = differing_cycles(Comparison(geometry, forms, 3, exhaustive=False), "group", 10_000)
+    assert differences == [[], []]
 
 
 def instances(form: GroupArray) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Whole random QONNX networks, from the file to the Verilated SoC: every layer equals the reference, and the outputs
 equal qonnx's own execution of the model; a third with random stalls on the memory bus.
 
-Networks that do not fit the geometry are drawn again. The last tests use an engine whose stream memory is too small
+Networks that do not fit the geometry are drawn again. "portable" has the engine of plain Verilog, not the one that
+simulates fast. The last tests use an engine whose stream memory is too small
 for the weights, so that they are loaded for each picture while the layer before computes.
 """
 
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip("sentei.driver.quiet_pynq")
+pytest.importorskip("litex")
 
 from random_networks import ModelWriter, random_images, random_model
 from test_frontend import execute
 
 from sentei.driver import SenteiOverlay
+from sentei.gateware.engine import Engine
 from sentei.host import compiler, reference
 from sentei.host.compiler import compile_network
 from sentei.host.frontend import load
@@ -26,8 +29,8 @@ from sentei.overlay.geometry import PRESETS
 from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Memory, Opcode
 
 SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512)
-GEOMETRIES = {"8x8": PRESETS["8x8"], "32x32": PRESETS["32x32"], "streamed": SMALL_STREAMS}
-NETWORKS = {"8x8": 60, "32x32": 12}
+GEOMETRIES = {"8x8": PRESETS["8x8"], "portable": PRESETS["8x8"], "32x32": PRESETS["32x32"], "streamed": SMALL_STREAMS}
+NETWORKS = {"8x8": 60, "portable": 12, "32x32": 12}
 STREAMED = 12  # of each kind
 BATCHED = 24
 LIMIT_CYCLES = 2_000_000
@@ -39,7 +42,8 @@ def overlays(overlay_path):
 
     def get(name):
         if name not in opened:
-            opened[name] = SenteiOverlay(overlay_path(SMALL_STREAMS if name == "streamed" else name))
+            path = overlay_path(GEOMETRIES[name], engine=Engine if name == "portable" else None)
+            opened[name] = SenteiOverlay(path)
             opened[name].engine.clock.limit = LIMIT_CYCLES
         return opened[name]
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("sentei.driver.quiet_pynq")
+pytest.importorskip("litex")
 
 from random_networks import random_images
 from test_networks import GEOMETRIES, LIMIT_CYCLES, fitting_network
 
 from sentei.driver import SenteiOverlay
+from sentei.gateware.control import ControlEngine
 from sentei.host import measure, target
 from sentei.host.compiler import compile_network
 from sentei.host.frontend import load
@@ -31,8 +33,8 @@ def pairs(overlay_path):
 
     def get(name, memory):
         if (name, memory) not in opened:
-            paths = [overlay_path(name if name in PRESETS else GEOMETRIES[name], memory, control)
-                     for control in (False, True)]
+            paths = [overlay_path(name if name in PRESETS else GEOMETRIES[name], memory, engine)
+                     for engine in (None, ControlEngine)]
             opened[name, memory] = [SenteiOverlay(path) for path in paths]
             for overlay in opened[name, memory]:
                 overlay.engine.clock.limit = LIMIT_CYCLES
