@@ -7,7 +7,7 @@ REQUIREMENTS := pyproject.toml constraints.txt $(SETUP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo test test-train accuracy lint docs area performance clean
+.PHONY: help packages setup setup-train demo test test-train accuracy pruning lint docs area performance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,10 @@ test-train: setup-train ## run the training tests, which need PyTorch
 accuracy: setup ## accuracy of the CIFAR-10 models, all test images (CIFAR10=folder of its binary version): reports/accuracy.json
 	$(VENV)/bin/sentei accuracy models/resnet*-c10-*.onnx --data cifar10 --folder $(CIFAR10) \
 		--compare 200 --simulate 20 --json reports/accuracy.json
+
+pruning: setup-train ## what aligned blocks, distillation and sizes are worth on ResNet-8, in some hours: reports/pruning.md
+	$(VENV)/bin/python scripts/pruning.py --folder $(CIFAR10) --float build/train/resnet8-cifar10/float-2.pt \
+		--dense models/resnet8-c10-dense.onnx --output reports/pruning.md
 
 lint: setup ## check style and types
 	$(VENV)/bin/ruff check .

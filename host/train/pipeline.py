@@ -59,7 +59,7 @@ class Plan:
     float_cycles: int = 2  # of the learning rate, each with half the peak of the one before (arXiv:1608.03983)
     epochs: int | tuple[int, ...] = 10  # for each density; of several numbers, the last is for all that follow
     float_learning_rate: float = 0.2
-    learning_rate: float = 0.05
+    learning_rate: float = 0.03
     batch: int = 256
     weight_decay: float = 5e-4  # of the float stage; the others have a tenth
     distillation: float = 0.5
