@@ -521,7 +521,7 @@ def test_quantizing_keeps_the_function_but_for_the_rounding(name):
     slack = 2e-4 if name == "norm without weights" else 1e-6  # the norm's epsilon is not made up for
     torch.testing.assert_close(plain(inputs.double()), expected, rtol=1e-5, atol=slack)
     difference = torch.from_numpy(logits_of(quantized, inputs)).double() - expected
-    assert 0 < difference.abs().mean() < 0.35 * expected.std(), "quantization changes more than rounding explains"
+    assert 0 < difference.abs().mean() < 0.5 * expected.std(), "quantization changes more than rounding explains"
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -189,7 +189,7 @@ def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
     assert set(shortcuts.values()) == {0.5} and len(shortcuts) == 2 and max(card["layers"].values()) == 0.5
     network = load(tmp_path / "model.onnx")
     assert kept_density(network, 1) < 0.26 < 0.5 < kept_density(network, GROUP), "single weights must be pruned"
-    assert max(np.abs(op.weights).max() for op in network.ops[1:-1] if hasattr(op, "weights")) == 3
+    assert 1 < max(np.abs(op.weights).max() for op in network.ops[1:-1] if hasattr(op, "weights")) <= 3
 
 
 # The curve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 LABELS = 200  # of the first test images, in a model card
 PACKAGES = ("torch", "brevitas", "numpy", "onnx", "qonnx", "onnxruntime")
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # read when PyTorch is imported: waiting burns no core
 DENSITY_NAMES = {"1": "dense", "1/2": "half", "1/3": "third", "2/9": "quarter", "1/6": "sixth", "1/9": "ninth",
                  "1/12": "twelfth"}
 
@@ -260,6 +262,8 @@ class _Run:
         from sentei.host.train.data import DataSet, Split, load
         from sentei.overlay.manifest import MEMORY_MODELS
 
+        for name, value in THREADS.items():
+            os.environ.setdefault(name, value)
         try:
             from sentei.host.train import pipeline
         except ImportError as error:

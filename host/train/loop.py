@@ -7,9 +7,11 @@ weights and activations have at most 8 significant bits and are exact in it.  Ev
 
 from __future__ import annotations
 
+import ctypes
 import io
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from sentei.host.train.data import Split
 from sentei.overlay.errors import SenteiError
 
 PIXEL_SCALE = 2.0**-8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MOMENTUM = 0.9
 _WARMUP = 0.05
 
@@ -148,6 +151,7 @@ def fit(
     same ``settings``.  TrainingError if the loss is no finite number, CheckpointError if the checkpoint cannot be
     written or belongs to another run; the last checkpoint stays as it was.
     """
+    _keep_freed_memory()
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.dim() > 1]
     plain = [p for p in trained if p.dim() <= 1]
@@ -203,6 +207,13 @@ def fit(
                 {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings,
                  "epochs": epoch + 1, "seconds": seconds, "accuracy": reached}, checkpoint)
     return seconds
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep activations that are freed: mapping them anew takes a sixth of the time of a step on a CPU."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @torch.no_grad()
