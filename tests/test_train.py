@@ -371,6 +371,26 @@ def test_a_density_that_cannot_be_is_refused(keep, text):
         pruner.begin(keep)
 
 
+def test_layers_with_a_factor_keep_so_many_times_as_much():
+    network = convolutions()
+    pruner = Pruner(network, GROUP, {"0": Fraction(0)}, factors={"1": Fraction(2), "3": Fraction(1, 2)})
+    for keep in (Fraction(1), Fraction(1, 2), Fraction(1, 9)):
+        planned = pruner.plan(keep)
+        common = planned["2"]
+        assert planned["1"] == pytest.approx(min(1.0, 2 * common))
+        assert planned["3"] == pytest.approx(min(1.0, common / 2)) or keep == 1
+        pruner.begin(keep)
+        pruner.update(1.0)
+        assert abs(pruner.density() - keep) < 0.03, keep
+    assert set(pruner.plan(1).values()) == {1.0}
+
+
+@pytest.mark.parametrize("factors", [{"none": Fraction(2)}, {"1": Fraction(0)}])
+def test_a_factor_that_fits_no_layer_is_refused(factors):
+    with pytest.raises(PruneError, match=r"times the density: the name must match one of .*, the factor be above 0"):
+        Pruner(convolutions(), GROUP, factors=factors)
+
+
 def test_a_density_below_what_floors_hold_is_refused():
     """216 + 2304 / 2 of 3800 elements."""
     pruner = Pruner(convolutions(), GROUP, {"2": Fraction(1, 2)})

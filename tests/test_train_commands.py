@@ -177,12 +177,13 @@ def test_train_resumes_and_repeats_nothing_that_is_done(cifar, trained, tmp_path
 
 def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
     code, _, said = sentei(
-        "train", "resnet8", "-o", tmp_path / "model.onnx", "--keep", "1/4", "--layer", "*shortcut*=1/2", "--group", 16,
-        "--unstructured", "--holdout", 4, "--seed", 7, "--weights", 3, "--activations", 2, "--first", 7, "--last", 6,
-        "--folder", cifar, "--work", tmp_path / "work", *UNTRAINED)
+        "train", "resnet8", "-o", tmp_path / "model.onnx", "--keep", "1/4", "--layer", "*shortcut*=1/2",
+        "--layer", "blocks.2.conv*=x3/2", "--group", 16, "--unstructured", "--holdout", 4, "--seed", 7,
+        "--weights", 3, "--activations", 2, "--first", 7, "--last", 6, "--folder", cifar, "--work", tmp_path / "work", *UNTRAINED)
     assert (code, said) == (0, "")
     card = json.loads((tmp_path / "model.json").read_text())
-    expected = {"group": 16, "aligned": False, "holdout": 4, "seed": 7, "floors": {"*shortcut*": "1/2"}, "epochs": [0]}
+    expected = {"group": 16, "aligned": False, "holdout": 4, "seed": 7, "floors": {"*shortcut*": "1/2"},
+                "factors": {"blocks.2.conv*": "3/2"}, "epochs": [0]}
     assert {name: card["plan"][name] for name in expected} == expected
     assert card["plan"]["precision"] == {"weights": 3, "activations": 2, "first": 7, "last": 6, "image": 8}
     shortcuts = {name: value for name, value in card["layers"].items() if "shortcut" in name}
@@ -309,7 +310,7 @@ def test_accuracy_needs_no_card(cifar, trained, tmp_path):
         (("--keep", "1/1000"), "and at most 1, not 1/1000"),
         (("--keep", "few"), "a density must be a number such as 1/9 or 0.25, not 'few'"),
         (("--keep", "1/0"), "a density must be a number such as 1/9 or 0.25, not '1/0'"),
-        (("--layer", "shortcut"), "--layer must be NAME=DENSITY, not 'shortcut'"),
+        (("--layer", "shortcut"), "--layer must be NAME=DENSITY or NAME=xFACTOR, not 'shortcut'"),
         (("--layer", "nowhere*=1/2"), r"layer 'nowhere\*' at density 1/2: the name must match one of stem\.0, "),
         (("--layer", "*=2"), r"layer '\*' at density 2: .* the density lie between 0 and 1"),
         (("--group", "5", "--layer", "blocks.0.*=1/2"), r"blocks\.0\.conv1\.0, .*do not divide into blocks of 5"),

@@ -44,8 +44,8 @@ FloatCycles = Annotated[int, typer.Option(min=1, help="cycles of the learning ra
 FloatEpochs = Annotated[int, typer.Option(min=0, help="epochs of each cycle of the float network")]
 Epochs = Annotated[str, typer.Option(help="epochs of each density, quantized; 20,8 means 20 of the first, where "
                                      "rounding is new, and 8 of each other")]
-Layer = Annotated[list[str] | None, typer.Option(help="least density of single layers, as '*shortcut*=1/3'; may be "
-                                                 "repeated")]
+Layer = Annotated[list[str] | None, typer.Option(help="density of single layers, may be repeated: '*shortcut*=1/3' "
+                                                 "keeps at least that, 'stem*=x2' twice as much as others")]
 Group = Annotated[int | None, typer.Option(min=1, help="output channels that share their kernel elements (default: "
                                            "the geometry's)")]
 Unstructured = Annotated[bool, typer.Option("--unstructured", help="prune each weight by itself (to compare)")]
@@ -284,10 +284,12 @@ class _Run:
         geometry = geometry_named(self.geometry)
         if self.memory not in MEMORY_MODELS:
             raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {self.memory!r}")
+        layers: list[str] = options["layer"] or []
         self.plan = pipeline.Plan(
             float_epochs=options["float_epochs"], float_cycles=options["float_cycles"],
             epochs=epochs_of(options["epochs"]),
-            floors=dict(_layer_density(text) for text in options["layer"] or ()),
+            floors=dict(_layer_density(text) for text in layers if "=x" not in text),
+            factors=dict(_layer_density(text.replace("=x", "=")) for text in layers if "=x" in text),
             group=options["group"] or geometry.group_columns,
             aligned=not options["unstructured"], seed=options["seed"], holdout=options["holdout"],
             precision=Precision(**{name: options[name] for name in ("weights", "activations", "first", "last")}),
@@ -372,7 +374,7 @@ def _check_suffix(path: Path, suffix: str) -> None:
 def _layer_density(text: str) -> tuple[str, Fraction]:
     pattern, separator, density = text.partition("=")
     if not separator:
-        raise InputError(f"--layer must be NAME=DENSITY, not {text!r}")
+        raise InputError(f"--layer must be NAME=DENSITY or NAME=xFACTOR, not {text!r}")
     return pattern, density_of(density)
 
 

@@ -68,6 +68,7 @@ class Plan:
     group: int = 8  # output channels that share their kernel elements: the geometry's group_columns
     aligned: bool = True  # False: unstructured pruning, which no array of this kind can skip
     floors: Mapping[str, Fraction] = field(default_factory=dict)  # least densities of single layers, by name pattern
+    factors: Mapping[str, Fraction] = field(default_factory=dict)  # how much denser than the others layers are
     precision: Precision = field(default_factory=Precision)
     seed: int = 0
     holdout: int = 0  # training images kept from training; the accuracies shown are then theirs, not the test images'
@@ -77,7 +78,9 @@ class Plan:
         return self.epochs if isinstance(self.epochs, int) else self.epochs[min(index, len(self.epochs) - 1)]
 
     def settings(self) -> dict[str, object]:
-        return {**asdict(self), "floors": {name: str(density) for name, density in self.floors.items()}}
+        mappings = {"floors": self.floors, "factors": self.factors}
+        return asdict(self) | {key: {name: str(number) for name, number in mapping.items()}
+                               for key, mapping in mappings.items()}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _prunable(
 ) -> tuple[fx.GraphModule, Pruner]:
     """The quantized network and its pruner. PruneError if a density cannot be reached."""
     student = quantize(teacher, to_input(train.images[:CALIBRATION_IMAGES]), plan.precision)
-    pruner = Pruner(student, plan.group, plan.floors, plan.aligned)
+    pruner = Pruner(student, plan.group, plan.floors, plan.aligned, plan.factors)
     for keep in keeps:
         pruner.plan(keep)
     hold_kernel_sizes(student)

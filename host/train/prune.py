@@ -82,10 +82,10 @@ class SlotMask(nn.Module):
 class Pruner:
     """Prunes the convolutions of a network, from whatever they keep to a density of the whole network.
 
-    The density counts the kernel elements of all convolutions, which lose them evenly, except that `floors` names
-    densities below which single layers do not fall: a mapping from name patterns (as for files).  Unless it says
-    otherwise, the first convolution keeps all, and so does every one whose channels do not divide into blocks; fewer
-    channels than a block has are a block.
+    The density counts the kernel elements of all convolutions, which lose them evenly, except that `factors` names
+    layers that keep so many times the density of the others, and `floors` densities below which layers do not fall:
+    mappings from name patterns (as for files).  Unless floors say otherwise, the first convolution keeps all, and so
+    does every one whose channels do not divide into blocks; fewer channels than a block has are a block.
     With `aligned=False` each weight is pruned by itself, anywhere in its layer: for comparison, as nearly no slot
     becomes empty.
 
@@ -94,7 +94,7 @@ class Pruner:
     """
 
     def __init__(self, network: nn.Module, group: int, floors: Mapping[str, Fraction] | None = None,
-                 aligned: bool = True):
+                 aligned: bool = True, factors: Mapping[str, Fraction] | None = None):
         self.aligned = aligned
         convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
         if not convolutions:
@@ -112,6 +112,13 @@ class Pruner:
                                  f"not divide into blocks of {group}, or that has groups, keeps all; leave it out")
             self.floors.update(dict.fromkeys(matching, float(density)))
         self.floors.update(dict.fromkeys(whole, 1.0))
+        self.factors: dict[str, float] = {}
+        for pattern, factor in (factors or {}).items():
+            matching = [name for name in convolutions if fnmatch(name, pattern)]
+            if not matching or factor <= 0:
+                raise PruneError(f"layer {pattern!r} at {factor} times the density: the name must match one of "
+                                 f"{', '.join(convolutions)}, the factor be above 0")
+            self.factors.update(dict.fromkeys(matching, float(factor)))
         self.layers = {name: layer for name, layer in convolutions.items() if self.floors.get(name) != 1.0}
         self.elements = {name: layer.weight.numel() for name, layer in convolutions.items()}
         self.weights = {name: layer.weight for name, layer in self.layers.items()}
@@ -125,18 +132,22 @@ class Pruner:
         """The density of each pruned layer at which the network's is `keep`. PruneError if there is none."""
         total = sum(self.elements.values())
 
+        def of_layer(name: str, density: float) -> float:
+            return max(self.floors.get(name, 0.0), min(1.0, self.factors.get(name, 1.0) * density))
+
         def of_network(density: float) -> float:
-            kept = (max(self.floors.get(name, 0.0), density) * count for name, count in self.elements.items())
-            return sum(kept) / total
+            return sum(of_layer(name, density) * count for name, count in self.elements.items()) / total
 
         if not of_network(0.0) < keep < 1 and keep != 1:
             raise PruneError(f"the network's density must be above {of_network(0.0):.4f}, what the layers that are not "
                              f"pruned as far hold, and at most 1, not {keep}")
-        low, high = 0.0, 1.0
+        if keep == 1:
+            return dict.fromkeys(self.layers, 1.0)
+        low, high = 0.0, 1.0 / min([1.0, *self.factors.values()])
         for _ in range(50):
             middle = (low + high) / 2
             low, high = (middle, high) if of_network(middle) < keep else (low, middle)
-        return {name: max(self.floors.get(name, 0.0), high) for name in self.layers}
+        return {name: of_layer(name, high) for name in self.layers}
 
     def begin(self, keep: Fraction | float) -> None:
         """Set out for another density of the network."""
