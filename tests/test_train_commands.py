@@ -179,7 +179,8 @@ def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
     code, _, said = sentei(
         "train", "resnet8", "-o", tmp_path / "model.onnx", "--keep", "1/4", "--layer", "*shortcut*=1/2",
         "--layer", "blocks.2.conv*=x3/2", "--group", 16, "--unstructured", "--holdout", 4, "--seed", 7,
-        "--weights", 3, "--activations", 2, "--first", 7, "--last", 6, "--folder", cifar, "--work", tmp_path / "work", *UNTRAINED)
+        "--weights", 3, "--activations", 2, "--first", 7, "--last", 6, "--folder", cifar,
+        "--work", tmp_path / "work", *UNTRAINED)
     assert (code, said) == (0, "")
     card = json.loads((tmp_path / "model.json").read_text())
     expected = {"group": 16, "aligned": False, "holdout": 4, "seed": 7, "floors": {"*shortcut*": "1/2"},
