@@ -97,7 +97,7 @@ class ECP5Lanes(Lanes):
         halves = [self.start(carries, reached)]
         for bit in range(self.bits):
             term = distance[bit] if bit < len(distance) else 0
-            halves.append((SEARCH, [rest[bit], term, reached[-1], 1]))
+            halves.append((SEARCH, [rest[bit], term, reached[0], 1]))
         return carry_chain(self, halves)[1 : 1 + self.bits]
 
     def search_last(self, rest, up, down, carries, reached):
@@ -105,26 +105,26 @@ class ECP5Lanes(Lanes):
         self.comb += inverted.eq(~down)
         halves = [self.start(carries, reached)]
         for bit in range(self.bits):
-            halves.append((SEARCH_LAST, [rest[bit], up[bit], reached[-1], inverted[bit]]))
+            halves.append((SEARCH_LAST, [rest[bit], up[bit], reached[0], inverted[bit]]))
         return carry_chain(self, halves)[1 : 1 + self.bits]
 
     def start(self, carries, reached):
         """The half that makes a search's carry."""
-        *before, last = reached
+        last, before = reached[0], [reached[bit] for bit in range(1, len(reached))]
         chosen = []
         for bits in (carries[0::2], carries[1::2]):
             if before:
                 lookups = [
-                    lookup(self, CHOOSE, [bits[number], bits[number + 1], before[-1]])
+                    lookup(self, CHOOSE, [bits[number], bits[number + 1], before[0]])
                     for number in range(0, len(bits), 2)
                 ]
-                chosen.append(choose(self, lookups, before[-2::-1]))
+                chosen.append(choose(self, lookups, before[1:]))
             else:
                 chosen.append(bits[0])
         return SEARCH_CARRY, [last, 0, chosen[1], chosen[0]]
 
     def add_residual(self, reached, flip, residual, handed_out):
-        halves = [(ADD_RESIDUAL, [bit, flip, 0, 0]) for bit in reversed(reached)]
+        halves = [(ADD_RESIDUAL, [bit, flip, 0, 0]) for bit in reached]
         for number in range(ACTIVATION_BITS):
             halves[number][1][2:] = [residual[number], handed_out[number]]
         return carry_chain(self, [*halves, (CARRY, [0, 0, 0, 0])])

@@ -88,12 +88,7 @@ class Lanes(Module):
 
     def add_logic(self, sources):
         # Cycles 0 and 1: the column whose turn it is, and the partial in one of two positions; the other is all ones.
-        taken = []
-        for source, idle in zip(sources, self.idle, strict=True):
-            register = Signal(len(source), reset_less=True)
-            self.sync += If(idle, register.eq(0)).Else(register.eq(source))
-            taken.append(register)
-        merged = self.merge(taken, delay(self, ~self.idle, 1))
+        merged = self.merge(self.take(sources), delay(self, ~self.idle, 1))
         sums = Signal(self.sum_bits * self.lanes, reset_less=True)
         ones = 2 ** len(self.partials) - 1  # also as reset value: only so it is the one that a flip-flop's reset gives
         plain = Signal(len(self.partials), reset=ones, reset_less=True)
@@ -128,13 +123,13 @@ class Lanes(Module):
             values.append(value)
         self.comb += self.values.eq(Cat(*values))
 
-        # Cycles 3 to 6: the search. `reached` holds each lane's decisions, first one first.
+        # Cycles 3 to 6: the search. The decisions so far are a number, the last one its lowest bit.
         carries = delay(self, self.carries, 1)
         distance, wide = delay(self, self.distance, 1), delay_valid(self, self.wide, 1)
         late_odd, late_even = (delay(self, bit, SEARCH_LEVELS - 1) for bit in (self.late_odd, self.late_even))
         hand_out = wide
         rests = [self.narrowed(value) for value in values]
-        reached = [[value[-1]] for value in values]
+        reached = [value[-1:] for value in values]
         for level in range(SEARCH_LEVELS):
             own = carries[: 2 << level]
             if level == SEARCH_LEVELS - 2:
@@ -150,12 +145,15 @@ class Lanes(Module):
                     self.comb += rest.eq(self.search_last(rests[lane], up, down, own, reached[lane]))
                 if level < SEARCH_LEVELS - 1:
                     rests[lane] = delay(self, rest, 1)
-                    reached[lane] = [*(delay(self, decision, 1) for decision in reached[lane]), rests[lane][-1]]
+                    decisions = Signal(2 + level)
+                    self.comb += decisions.eq(Cat(rests[lane][-1], delay(self, reached[lane], 1)))
                 else:
                     # A nibble that is handed out takes the residual's place, and n is 16.
-                    decisions = Signal(1 + SEARCH_LEVELS, reset=1, reset_less=True)
-                    self.sync += If(wide, decisions.eq(1)).Else(decisions.eq(Cat(*reached[lane], rest[-1])))
-                    reached[lane] = [decisions[number] for number in range(len(decisions))]
+                    decisions = Signal(1 + SEARCH_LEVELS, reset=1 << SEARCH_LEVELS, reset_less=True)
+                    self.sync += If(wide, decisions.eq(decisions.reset)).Else(
+                        decisions.eq(Cat(rest[-1], reached[lane]))
+                    )
+                reached[lane] = decisions
             if level < SEARCH_LEVELS - 1:
                 carries = delay(self, carries[2 << level :], 1)
                 distance, wide = delay(self, distance, 1), delay_valid(self, wide, 1)
@@ -188,6 +186,13 @@ class Lanes(Module):
             ]
             results.append(result)
         self.comb += self.nibbles.eq(Cat(*results))
+
+    def take(self, sources):
+        """Registers of what the sources have in their turns, 0 in all others."""
+        registers = [Signal(len(source), reset_less=True) for source in sources]
+        for register, source, idle in zip(registers, sources, self.idle, strict=True):
+            self.sync += If(idle, register.eq(0)).Else(register.eq(source))
+        return registers
 
     def sum_over_lanes(self, merged, sums):
         """Sums of all lanes go to lane 0 of `sums`: a tree of registered adders, each as wide as its sum."""
@@ -227,25 +232,23 @@ class Lanes(Module):
         return (constant & plain & shifted) + ~Cat(total, Replicate(total[-1], self.wide_bits - self.sum_bits))
 
     def chosen(self, carries, reached):
-        """The bit of `carries` that the decisions choose, the last one being the lowest bit of its number."""
+        """The bit of `carries` that the decisions choose."""
         chosen = Signal()
-        self.comb += Case(
-            Cat(*reversed(reached)), {number: chosen.eq(carries[number]) for number in range(len(carries))}
-        )
+        self.comb += chosen.eq(carries >> reached)
         return chosen
 
     def search(self, rest, distance, carries, reached):
         """`rest` plus (minus, if not `reached`) distance and a bit of `carries`, which the decisions choose."""
         step = Cat(distance, C(0, self.bits - len(distance)))
-        return rest + (step ^ Replicate(~reached[-1], self.bits)) + self.chosen(carries, reached)
+        return rest + (step ^ Replicate(~reached[0], self.bits)) + self.chosen(carries, reached)
 
     def search_last(self, rest, up, down, carries, reached):
         """The same with two distances."""
-        return rest + Mux(reached[-1], up, ~down) + self.chosen(carries, reached)
+        return rest + Mux(reached[0], up, ~down) + self.chosen(carries, reached)
 
     def add_residual(self, reached, flip, residual, handed_out):
         """n, or 31 - n if `flip`, plus the residual, or plus the nibble that is handed out inverted. Six bits."""
-        return Cat(*[bit ^ flip for bit in reversed(reached)]) + (residual & ~handed_out)
+        return (reached ^ Replicate(flip, len(reached))) + (residual & ~handed_out)
 
     def clamped(self, low, span, code, above):
         return low + Mux(above, span, code)

@@ -54,8 +54,20 @@ class PackedGroupArray(GroupArray):
             self.comb += sums.eq(Cat(*[(total ^ half)[:used] for total in totals]))
 
 
+class SelectingLanes(Lanes):
+    """Lanes with one register for all sources: of those in it, only the one whose turn it is is read."""
+
+    def take(self, sources):
+        register = Signal(self.sum_bits * self.lanes, reset_less=True)
+        statement = register.eq(0)
+        for source, idle in zip(sources, self.idle, strict=True):
+            statement = If(~idle, register.eq(self.as_sums(source))).Else(statement)
+        self.sync += statement
+        return [register]
+
+
 class PackedEngine(Engine):
     """In place of Engine, in a simulator."""
 
     def __init__(self, geometry: Geometry):
-        Engine.__init__(self, geometry, Technology("packed", PackedGroupArray, Lanes))
+        Engine.__init__(self, geometry, Technology("packed", PackedGroupArray, SelectingLanes))

@@ -1,4 +1,4 @@
-"""A vendor's form of the requantizer's lanes against the portable one: the same nibbles and values in the same cycles,
+"""Forms of the requantizer's lanes against the portable one: the same nibbles and values in the same cycles,
 for random inputs, whether an entry could be one or not. At most one source has its turn in a cycle. Most of the time
 sums and distances are small, so that the last decision of a search depends on every bit.
 """
@@ -17,6 +17,7 @@ from test_mac import differing_cycles
 from sentei.gateware import ecp5_lanes
 from sentei.gateware.ecp5_lanes import ECP5Lanes
 from sentei.gateware.lanes import Lanes
+from sentei.gateware.packed import SelectingLanes
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
 CYCLES = 50_000
@@ -88,10 +89,11 @@ class Wrong(ECP5Lanes):
     ],
     ids=["sixteen-columns", "eight-columns", "two-columns"],
 )
-def test_an_ecp5_s_lanes_equal_the_portable_ones(geometry, request):
+def test_other_forms_of_lanes_equal_the_portable_ones(geometry, request):
     name = f"lanes-{request.node.callspec.id}"
-    right, wrong = differing_cycles(Comparison(geometry, [ECP5Lanes, Wrong], 1), name, CYCLES)
-    assert not right
+    kinds = [ECP5Lanes, SelectingLanes, Wrong]
+    vendor, selecting, wrong = differing_cycles(Comparison(geometry, kinds, 1), name, CYCLES)
+    assert not vendor and not selecting
     assert wrong, "the comparison must notice a wrong step"
 
 
