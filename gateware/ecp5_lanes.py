@@ -13,9 +13,6 @@ C = D = 0. So it adds the bits y(A, B) and x(A, B, C, D) if x is 0 at C = D = 0;
 Where many become one, the outputs of LUT4s go through the slices' own multiplexers (PFUMX, L6MUX21), which are free.
 """
 
-from functools import reduce
-from operator import or_
-
 from migen import *
 
 from sentei.gateware.ecp5 import CarryChain, adder, lut4
@@ -30,7 +27,7 @@ SEARCH_CARRY = lut4(lambda a, b, c, d: 1 ^ (c if a else d))  # reached, any, car
 ADD_RESIDUAL = adder(lambda a, b: a ^ b, lambda a, b, c, d: c & (1 ^ d))  # reached, flip, residual, handed out
 CLAMP = adder(lambda a, b: a, lambda a, b, c, d: b if d else c)  # low, span, code, above
 CARRY = 0  # S is the carry
-OR = lut4(lambda a, b, c, d: a | b | c | d)
+TAKE = lut4(lambda a, b, c, d: a & (1 ^ b) | c & (1 ^ d))  # sum, idle, another sum, idle
 CHOOSE = lut4(lambda a, b, c, d: b if c else a)
 
 
@@ -69,22 +66,24 @@ def choose(module, lookups, selects):
 class ECP5Lanes(Lanes):
     """`Lanes` in ECP5 primitives: same ports, same cycles."""
 
-    def merge(self, taken, turns):
-        numbers = [number for number, register in enumerate(taken) if len(register) == self.sum_bits * self.lanes]
-        quarters = [numbers[first : first + 4] for first in range(0, len(numbers), 4)]
-        levels = log2_int(len(quarters), need_pow2=False)
-        if len(numbers) % 4 or len(quarters) != 1 << levels or levels > 3:
-            return Lanes.merge(self, taken, turns)
-        selects = []
-        for level in range(levels):
-            second = [quarter for index, quarter in enumerate(quarters) if index >> level & 1]
-            selects.append(reduce(or_, [turns[number] for quarter in second for number in quarter]))
-        merged = []
-        for bit in range(self.sum_bits * self.lanes):
-            lookups = [lookup(self, OR, [taken[number][bit] for number in quarter]) for quarter in quarters]
-            merged.append(choose(self, lookups, selects))
-        others = [self.as_sums(register) for number, register in enumerate(taken) if number not in numbers]
-        return reduce(or_, others, Cat(*merged))
+    def take(self, sources):
+        """A register for four sources of sums: of the two pairs, a multiplexer chooses the one that has a turn."""
+        sums = [number for number, source in enumerate(sources) if len(source) == self.sum_bits * self.lanes]
+        if len(sums) % 4:
+            return Lanes.take(self, sources)
+        registers = []
+        for numbers in zip(*[iter(sums)] * 4, strict=True):
+            turns = [(sources[number], self.idle[number]) for number in numbers]
+            second = Signal()
+            self.comb += second.eq(~(turns[2][1] & turns[3][1]))
+            register = Signal(len(turns[0][0]), reset_less=True)
+            for bit in range(len(register)):
+                pairs = [[(source[bit], idle) for source, idle in turns[first : first + 2]] for first in (0, 2)]
+                lookups = [lookup(self, TAKE, [value for pair in both for value in pair]) for both in pairs]
+                self.sync += register[bit].eq(choose(self, lookups, [second]))
+            registers.append(register)
+        maxima = [number for number in range(len(sources)) if number not in sums]
+        return [*registers, *(self.taken(sources[number], self.idle[number]) for number in maxima)]
 
     def subtract(self, total, constant, plain, shifted):
         halves = []

@@ -88,7 +88,7 @@ class Lanes(Module):
 
     def add_logic(self, sources):
         # Cycles 0 and 1: the column whose turn it is, and the partial in one of two positions; the other is all ones.
-        merged = self.merge(self.take(sources), delay(self, ~self.idle, 1))
+        merged = reduce(or_, map(self.as_sums, self.take(sources)))
         sums = Signal(self.sum_bits * self.lanes, reset_less=True)
         ones = 2 ** len(self.partials) - 1  # also as reset value: only so it is the one that a flip-flop's reset gives
         plain = Signal(len(self.partials), reset=ones, reset_less=True)
@@ -187,13 +187,6 @@ class Lanes(Module):
             results.append(result)
         self.comb += self.nibbles.eq(Cat(*results))
 
-    def take(self, sources):
-        """Registers of what the sources have in their turns, 0 in all others."""
-        registers = [Signal(len(source), reset_less=True) for source in sources]
-        for register, source, idle in zip(registers, sources, self.idle, strict=True):
-            self.sync += If(idle, register.eq(0)).Else(register.eq(source))
-        return registers
-
     def sum_over_lanes(self, merged, sums):
         """Sums of all lanes go to lane 0 of `sums`: a tree of registered adders, each as wide as its sum."""
         field = [slice(self.sum_bits * lane, self.sum_bits * lane + LANE_SUM_BITS) for lane in range(self.lanes)]
@@ -215,17 +208,23 @@ class Lanes(Module):
         self.comb += fits.eq((upper == 0) | (upper == 2 ** len(upper) - 1))
         return Cat(value[:kept], Mux(fits, value[kept : kept + 2], Replicate(~sign, 2)), sign)
 
-    # What an FPGA's carry chains do better than a synthesis tool finds out.
-
-    def merge(self, taken, turns):
-        """OR of all registers, `turns` telling which one it was. Maxima are sums of one nibble."""
-        return reduce(or_, [self.as_sums(register) for register in taken])
-
     def as_sums(self, vector):
+        """Maxima are sums of one nibble."""
         if len(vector) == self.sum_bits * self.lanes:
             return vector
         padding = C(0, self.sum_bits - ACTIVATION_BITS)
         return Cat(*[Cat(nibble(vector, lane), padding) for lane in range(self.lanes)])
+
+    # What a vendor's form does better than a synthesis tool finds out.
+
+    def take(self, sources):
+        """Registers whose OR is what the source has whose turn it is."""
+        return [self.taken(source, idle) for source, idle in zip(sources, self.idle, strict=True)]
+
+    def taken(self, source, idle):
+        register = Signal(len(source), reset_less=True)
+        self.sync += If(idle, register.eq(0)).Else(register.eq(source))
+        return register
 
     def subtract(self, total, constant, plain, shifted):
         """(constant & plain & shifted) - total - 1."""
