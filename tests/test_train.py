@@ -924,6 +924,30 @@ def test_densities_may_have_epochs_of_their_own():
     assert {(moment.stage, moment.epochs) for moment in moments} == {("keep 1/2", 3), ("keep 1/4", 1)}
 
 
+def test_a_density_may_have_several_cycles_of_the_learning_rate(tmp_path):
+    """Pruning ends with the first; stopped in the second, training continues there."""
+    plan = replace(PLAN, float_epochs=0, epochs=((2, 1, 1), 1))
+    moments = []
+    whole = points_of(plan=plan, watch=moments.append)
+    stages = ["keep 1/2", "keep 1/2, cycle 2", "keep 1/2, cycle 3", "keep 1/4"]
+    assert list(dict.fromkeys(moment.stage for moment in moments)) == stages
+    later = [moment.density for moment in moments if "cycle" in moment.stage]
+    assert set(later) == {moments[-1].density * 2}
+
+    def stop(moment):
+        if moment.stage == "keep 1/2, cycle 3":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        points_of(tmp_path, plan=plan, watch=stop)
+    seen = []
+    resumed = points_of(tmp_path, plan=plan, resume=True, watch=seen.append)
+    assert list(dict.fromkeys(moment.stage for moment in seen)) == stages[2:]
+    for one, other in zip(whole, resumed, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.network.state_dict().values(),
+                                                     other.network.state_dict().values(), strict=True))
+
+
 def assert_same_states(one, other, name: str = "") -> None:
     """Tensors, numbers and everything else in nested dictionaries and lists, apart from the seconds."""
     if isinstance(one, torch.Tensor):

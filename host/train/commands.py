@@ -43,7 +43,7 @@ Float = Annotated[Path | None, typer.Option("--float", help="weights of a traine
 FloatCycles = Annotated[int, typer.Option(min=1, help="cycles of the learning rate for the float network")]
 FloatEpochs = Annotated[int, typer.Option(min=0, help="epochs of each cycle of the float network")]
 Epochs = Annotated[str, typer.Option(help="epochs of each density, quantized; 20,8 means 20 of the first, where "
-                                     "rounding is new, and 8 of each other")]
+                                     "rounding is new, and 8 of each other; 8+4 are two cycles of the learning rate")]
 Layer = Annotated[list[str] | None, typer.Option(help="density of single layers, may be repeated: '*shortcut*=1/3' "
                                                  "keeps at least that, 'stem*=x2' twice as much as others")]
 Group = Annotated[int | None, typer.Option(min=1, help="output channels that share their kernel elements (default: "
@@ -70,12 +70,12 @@ def density_of(text: str) -> Fraction:
         raise InputError(f"a density must be a number such as 1/9 or 0.25, not {text!r}") from None
 
 
-def epochs_of(text: str) -> tuple[int, ...]:
-    """'20' or '20,8' as numbers. InputError if they are none."""
-    numbers = text.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
-        raise InputError(f"epochs must be a number such as 20, or several such as 20,8, not {text!r}")
-    return tuple(int(number) for number in numbers)
+def epochs_of(text: str) -> tuple[int | tuple[int, ...], ...]:
+    """'20', '20,8' or '20,8+4' as numbers and tuples of numbers. InputError if they are none."""
+    densities = [[cycle.strip() for cycle in cycles.split("+")] for cycles in text.split(",")]
+    if not all(cycle.isdecimal() for cycles in densities for cycle in cycles):
+        raise InputError(f"epochs must be a number such as 20, or several such as 20,8 or 20,8+4, not {text!r}")
+    return tuple(int(cycles[0]) if len(cycles) == 1 else tuple(map(int, cycles)) for cycles in densities)
 
 
 def train(
@@ -309,7 +309,7 @@ class _Run:
         network = NETWORKS[self.network](self.data.train.images.shape[1], len(self.data.classes))
         if self.float_weights is not None:
             pipeline.load_float(network, self.float_weights)
-        epochs = sum(self.plan.epochs_of(index) for index in range(len(keeps)))
+        epochs = sum(sum(self.plan.epochs_of(index)) for index in range(len(keeps)))
         if self.float_weights is None:
             epochs += self.plan.float_cycles * self.plan.float_epochs
         with _training_bar(epochs) as watch:

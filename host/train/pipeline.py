@@ -57,7 +57,8 @@ class Plan:
 
     float_epochs: int = 45  # of each cycle
     float_cycles: int = 2  # of the learning rate, each with half the peak of the one before (arXiv:1608.03983)
-    epochs: int | tuple[int, ...] = 10  # for each density; of several numbers, the last is for all that follow
+    # For each density; of several, the last is for all that follow. (24, 16): two cycles of the learning rate.
+    epochs: int | tuple[int | tuple[int, ...], ...] = 10
     float_learning_rate: float = 0.2
     learning_rate: float = 0.03
     batch: int = 256
@@ -73,9 +74,10 @@ class Plan:
     seed: int = 0
     holdout: int = 0  # training images kept from training; the accuracies shown are then theirs, not the test images'
 
-    def epochs_of(self, index: int) -> int:
-        """Epochs of the density that comes `index` after the first."""
-        return self.epochs if isinstance(self.epochs, int) else self.epochs[min(index, len(self.epochs) - 1)]
+    def epochs_of(self, index: int) -> tuple[int, ...]:
+        """Epochs of each cycle of the learning rate at the density that comes `index` after the first."""
+        epochs = self.epochs if isinstance(self.epochs, int) else self.epochs[min(index, len(self.epochs) - 1)]
+        return (epochs,) if isinstance(epochs, int) else epochs
 
     def settings(self) -> dict[str, object]:
         mappings = {"floors": self.floors, "factors": self.factors}
@@ -133,17 +135,21 @@ def prune_and_retrain(
     seconds = 0.0
     for index, keep in enumerate(keeps):
         pruner.begin(keep)
-        recipe = _recipe(plan, plan.epochs_of(index), plan.learning_rate, distillation=plan.distillation,
-                         weight_decay=plan.weight_decay / 10)
-        seconds += fit(
-            student, train, test, recipe, seed=plan.seed + 1 + index, stage=f"keep {keep}", teacher=teacher,
-            checkpoint=work and work / f"keep-{str(keep).replace('/', '-')}.pt", resume=resume,
-            settings={**plan.settings(), "data": data.name, "keeps": [str(done) for done in keeps[:index + 1]],
-                      "epochs_before": [plan.epochs_of(done) for done in range(index)]},
-            before_step=lambda progress: pruner.update(progress / PRUNING_SHARE),
-            watch=lambda moment: watch(replace(moment, density=pruner.density())),
-        )
-        pruner.update(1.0)
+        before = [plan.epochs_of(done) for done in range(index)]
+        for cycle, epochs in enumerate(plan.epochs_of(index)):
+            recipe = _recipe(plan, epochs, plan.learning_rate / 2**cycle, distillation=plan.distillation,
+                             weight_decay=plan.weight_decay / 10)
+            name = f"keep-{str(keep).replace('/', '-')}" + (f"-{cycle + 1}.pt" if cycle else ".pt")
+            seconds += fit(
+                student, train, test, recipe, seed=plan.seed + 1 + index + 1000 * cycle, teacher=teacher,
+                stage=f"keep {keep}" + (f", cycle {cycle + 1}" if cycle else ""),
+                checkpoint=work and work / name, resume=resume,
+                settings={**plan.settings(), "data": data.name, "keeps": [str(done) for done in keeps[:index + 1]],
+                          "epochs_before": [*before, plan.epochs_of(index)[:cycle]]},
+                before_step=lambda progress: pruner.update(progress / PRUNING_SHARE),
+                watch=lambda moment: watch(replace(moment, density=pruner.density())),
+            )
+            pruner.update(1.0)
         finished = copy.deepcopy(student)
         estimate_norms(finished, _as_trained(train, plan))
         remove_parametrizations(finished)
