@@ -420,7 +420,7 @@ def test_epochs_are_one_number_or_several():
     assert commands.epochs_of("20") == (20,) and commands.epochs_of("20,8, 0") == (20, 8, 0)
     assert commands.epochs_of("16, 24+16 ,6") == (16, (24, 16), 6)
     for text in ("", "-1", "many", "20,", "2.5", "20;8", "20+", "+8", "20,8+-4"):
-        with pytest.raises(InputError, match=r"epochs must be a number such as 20, or several such as 20,8 or 20,8\+4, not"):
+        with pytest.raises(InputError, match=r"epochs must be a number such as 20, or several such as 20,8 or 20,8\+4"):
             commands.epochs_of(text)
 
 
