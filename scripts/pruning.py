@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -31,6 +32,7 @@ from sentei.host.train import data, pipeline
 from sentei.host.train.export import export
 from sentei.host.train.networks import NETWORKS
 from sentei.host.train.quantize import Precision
+from sentei.overlay.errors import SenteiError
 
 NETWORK = "resnet8"
 KEEP = Fraction(1, 9)
@@ -102,6 +104,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/train/pruning"), help="folder for checkpoints")
     parser.add_argument("--output", type=Path, required=True, help="report to write; the figures get .json")
     arguments = parser.parse_args()
+    for path in (arguments.float, arguments.dense):
+        if not path.exists():
+            parser.error(f"{path} does not exist; `sentei curve resnet8` --work build/train -o models makes it")
     cifar10 = data.load("cifar10", arguments.folder)
     rows = []
     with SenteiOverlay(build_simulator(control=True)) as control:
@@ -134,4 +139,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SenteiError as error:
+        sys.exit(f"error: {error}")

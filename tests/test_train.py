@@ -13,6 +13,7 @@ import itertools
 import math
 import operator
 import pickle
+import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,8 +37,8 @@ from torch.nn import functional as F  # noqa: E402
 from sentei.host import frontend, reference  # noqa: E402
 from sentei.host.errors import UnsupportedModel  # noqa: E402
 from sentei.host.ir import kept_density  # noqa: E402
-from sentei.host.train import loop  # noqa: E402
-from sentei.host.train.evaluate import qonnx_logits, weight_densities  # noqa: E402
+from sentei.host.train import loop, pipeline  # noqa: E402
+from sentei.host.train.evaluate import qonnx_logits  # noqa: E402
 from sentei.host.train.export import Affine, ExportError, avoid_ties, export, freeze  # noqa: E402
 from sentei.host.train.loop import (  # noqa: E402
     CheckpointError,
@@ -75,6 +76,8 @@ from sentei.host.train.quantize import (  # noqa: E402
     remove_parametrizations,
     residual_adds,
 )
+from sentei.overlay.errors import CapacityError  # noqa: E402
+from sentei.overlay.geometry import PRESETS  # noqa: E402
 
 SEED = 20210822
 GROUP = 4
@@ -385,9 +388,19 @@ def test_layers_with_a_factor_keep_so_many_times_as_much():
     assert set(pruner.plan(1).values()) == {1.0}
 
 
-@pytest.mark.parametrize("factors", [{"none": Fraction(2)}, {"1": Fraction(0)}])
-def test_a_factor_that_fits_no_layer_is_refused(factors):
-    with pytest.raises(PruneError, match=r"times the density: the name must match one of .*, the factor be above 0"):
+def test_the_first_layer_keeps_all_unless_it_is_named():
+    assert "0" not in Pruner(convolutions(), GROUP).layers
+    assert Pruner(convolutions(), GROUP, {"0": Fraction(1, 2)}).plan(Fraction(1, 9))["0"] == 0.5
+    planned = Pruner(convolutions(), GROUP, factors={"0": Fraction(2)}).plan(Fraction(1, 9))
+    assert planned["0"] == pytest.approx(2 * planned["1"])
+
+
+@pytest.mark.parametrize("factors, text", [
+    ({"none": Fraction(2)}, "layer 'none': the name must match one of 0, 1, 2, 3"),
+    ({"1": Fraction(0)}, "layer '1': the factor must be above 0, not 0"),
+])
+def test_a_factor_that_fits_no_layer_is_refused(factors, text):
+    with pytest.raises(PruneError, match=text):
         Pruner(convolutions(), GROUP, factors=factors)
 
 
@@ -404,9 +417,9 @@ def test_a_density_below_what_floors_hold_is_refused():
 @pytest.mark.parametrize(
     "floors, text",
     [
-        ({"nowhere*": Fraction(1, 2)}, r"layer 'nowhere\*' at density 1/2: the name must match one of 0, 1, 2, 3"),
-        ({"1": Fraction(3, 2)}, "layer '1' at density 3/2: .* the density lie between 0 and 1"),
-        ({"1": Fraction(-1, 2)}, "layer '1' at density -1/2"),
+        ({"nowhere*": Fraction(1, 2)}, r"layer 'nowhere\*': the name must match one of 0, 1, 2, 3"),
+        ({"1": Fraction(3, 2)}, "layer '1': the density must lie between 0 and 1, not be 3/2"),
+        ({"1": Fraction(-1, 2)}, "layer '1': the density must lie between 0 and 1, not be -1/2"),
     ],
 )
 def test_a_floor_that_fits_no_layer_is_refused(floors, text):
@@ -423,6 +436,8 @@ def test_layers_that_do_not_divide_into_blocks_keep_all():
     assert kept_elements(network[:3]) == 24 + 48 + 18
     with pytest.raises(PruneError, match=r"1: a layer whose output channels do not divide into blocks of 4, .* leave"):
         Pruner(copy.deepcopy(network), GROUP, {"[1]": Fraction(1, 2)})
+    with pytest.raises(PruneError, match=r"1: a layer whose output channels do not divide into blocks of 4, .* leave"):
+        Pruner(copy.deepcopy(network), GROUP, factors={"[1]": Fraction(2)})
     assert "1" not in Pruner(nn.Sequential(*(nn.Conv2d(6, 6, 1) for _ in "ab")), GROUP, {"1": Fraction(1)}).layers
 
 
@@ -904,7 +919,8 @@ def test_the_float_network_goes_through_cycles_of_half_the_peak(tmp_path):
     assert len({state["settings"]["seed"] for state in states}) == 3
     resumed = []
     points_of(tmp_path, keeps=KEEPS[:1], plan=plan, watch=resumed.append, resume=True)
-    assert not resumed
+    assert [(moment.stage, moment.epoch, moment.step) for moment in resumed] == [
+        (stage, 1, 0) for stage in stages]
 
 
 @pytest.mark.parametrize(("pool", "error", "text"), [
@@ -941,7 +957,7 @@ def test_a_density_may_have_several_cycles_of_the_learning_rate(tmp_path):
         points_of(tmp_path, plan=plan, watch=stop)
     seen = []
     resumed = points_of(tmp_path, plan=plan, resume=True, watch=seen.append)
-    assert list(dict.fromkeys(moment.stage for moment in seen)) == stages[2:]
+    assert list(dict.fromkeys(moment.stage for moment in seen if moment.step)) == stages[2:]
     for one, other in zip(whole, resumed, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.network.state_dict().values(),
                                                      other.network.state_dict().values(), strict=True))
@@ -987,7 +1003,6 @@ def test_every_density_on_the_way_is_a_finished_model(whole, tmp_path):
         assert abs(point.density - point.keep) < 0.02
         assert {name: m.weight.ne(0).float().mean().item() for name, m in point.network.named_modules()
                 if name in point.densities} == pytest.approx(dict(point.densities))
-        assert all(sum(densities) <= 1 for densities in zip(weight_densities(path).values(), strict=True))
         test = data_set().test
         labels = reference.predict(network, test.images).argmax(1)
         assert point.accuracy == (labels == test.labels).mean() == accuracy(point.network, Images(test))
@@ -1006,10 +1021,12 @@ def test_a_run_that_was_interrupted_continues_bit_for_bit(whole, tmp_path, stage
     with pytest.raises(KeyboardInterrupt):
         points_of(tmp_path, watch=interrupt)
     seen = []
-    points = points_of(tmp_path, resume=True, watch=lambda moment: seen.append((moment.stage, moment.epoch)))
+    points = points_of(tmp_path, resume=True, watch=seen.append)
     assert_same_runs(whole, (tmp_path, points))
     epochs = [(name, number) for name in ("float", "keep 1/2", "keep 1/4") for number in range(2)]
-    assert list(dict.fromkeys(seen)) == epochs[epochs.index((stage, epoch)):], "finished epochs must not be repeated"
+    trained = dict.fromkeys((moment.stage, moment.epoch) for moment in seen if moment.step)
+    assert list(trained) == epochs[epochs.index((stage, epoch)):], "finished epochs must not be repeated"
+    assert [(moment.stage, moment.epoch) for moment in seen if moment.ends_epoch] == list(trained)
 
 
 def test_a_run_that_ended_is_not_repeated(whole):
@@ -1017,9 +1034,57 @@ def test_a_run_that_ended_is_not_repeated(whole):
     before = {path: path.read_bytes() for path in work.iterdir()}
     seen = []
     again = points_of(work, resume=True, watch=seen.append)
-    assert not seen and before == {path: path.read_bytes() for path in work.iterdir()}
+    assert [(moment.stage, moment.epoch, moment.step) for moment in seen] == [
+        ("float", 2, 0), ("keep 1/2", 2, 0), ("keep 1/4", 2, 0)]
+    assert before == {path: path.read_bytes() for path in work.iterdir()}
     assert_same_runs(whole, (work, again))
     assert [point.seconds for point in again] == [point.seconds for point in points]
+
+
+def test_checkpoints_are_continued_or_left_alone(whole, tmp_path):
+    """Never overwritten; and what does not fit is named before anything is trained."""
+    work = tmp_path / "work"
+    shutil.copytree(whole[0], work)
+    before = {path.name: path.read_bytes() for path in work.iterdir()}
+
+    def refused(text: str, **options) -> None:
+        with pytest.raises(CheckpointError, match=text):
+            points_of(work, watch=lambda moment: pytest.fail("it must not be trained"), **options)
+        assert before == {path.name: path.read_bytes() for path in work.iterdir()}
+
+    refused(r"float\.pt is there already, from an earlier run: continue it \(--resume\), name .*anew \(--restart\)")
+    refused(r"keep-1-4\.pt is of another run: .*; keeps is \['1/2', '1/4'\] there and \['1/4'\] here; ",
+            keeps=KEEPS[1:], resume=True)
+    refused(r"keep-1-2\.pt is of another run: learning_rate is 0\.05 there and 0\.04 here\.",
+            plan=replace(PLAN, learning_rate=0.04), resume=True)
+    clipped = tiny()
+    clipped.stem[1] = nn.ReLU6()
+    refused(r"float\.pt is of another run: network is '.*' there and '.*' here\.", network=clipped, resume=True)
+    refused(r"keep-1-2\.pt is of another run: .*network is '.*' there", network=clipped, pretrained=True, resume=True)
+    other = tiny()
+    load_float(other, work / "float.pt")
+    other.head[-1].bias.data[0] += 1
+    with pytest.raises(CheckpointError, match=r"keep-1-2\.pt is of another run: teacher is '.*' there and '.*' here"):
+        points_of(work, other, pretrained=True, resume=True)
+    images = data_set().train.images.copy()
+    images[0, 0, 0, 0] ^= 1
+    changed = replace(data_set(), train=data.Split(images, data_set().train.labels))
+    with pytest.raises(CheckpointError, match=r"float\.pt is of another run: images is '.*' there and '.*' here"):
+        list(prune_and_retrain(tiny(), changed, KEEPS, PLAN, work=work, resume=True))
+    (work / "float.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"keep-1-2\.pt is there, but what comes before it has not been trained"):
+        points_of(work, resume=True)
+
+
+def test_a_float_network_that_is_not_finished_teaches_nobody(tmp_path):
+    def interrupt(moment):
+        if moment.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        points_of(tmp_path, watch=interrupt)
+    with pytest.raises(CheckpointError, match=r"float\.pt holds 1 of 2 epochs; finish that run first"):
+        load_float(tiny(), tmp_path / "float.pt")
 
 
 def test_norms_of_a_finished_model_are_those_over_the_training_images(tmp_path):
@@ -1088,6 +1153,7 @@ def test_densities_that_do_not_fall_are_refused(keeps):
         (PruneError, {"plan": Plan(floors={"none": Fraction(1, 2)})}),
         (UnsupportedNetworkError, {"network": nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), *head(4))}),
         (data.DatasetError, {"plan": Plan(holdout=32)}),
+        (CapacityError, {"geometry": replace(PRESETS["8x8"], activation_words=64)}),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_hours_of_training(error, options):
@@ -1107,7 +1173,8 @@ def test_images_held_out_are_not_trained_on_but_measured(tmp_path):
         changed = data.DataSet("random", data.Split(training.images, labels), split_of(16), tuple("abcd"))
         (point,) = prune_and_retrain(tiny(), changed, KEEPS[:1], plan)
         held_out = data.Split(training.images[24:], labels[24:])
-        assert point.accuracy == accuracy(point.network, Images(held_out))
+        assert point.holdout_accuracy == accuracy(point.network, Images(held_out))
+        assert point.accuracy == accuracy(point.network, Images(changed.test))
         results.append(point.network.state_dict())
     assert_same_states(*results)
 
@@ -1159,6 +1226,21 @@ def test_a_loss_that_is_no_number_ends_training_and_the_last_checkpoint_stays(tm
     assert state["epochs"] == 1 and all(value.isfinite().all() for value in state["network"].values())
 
 
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
+    """The last step of an epoch makes them so: no loss tells."""
+    network, checkpoint = tiny(), tmp_path / "tiny.pt"
+
+    def poison(moment):
+        if moment.epoch == 1 and moment.step == moment.steps:
+            nn.init.constant_(network.head[-1].weight, math.nan)
+
+    text = rf"tiny: weights are no finite numbers after epoch 2; lower the learning .*; {checkpoint} holds 1 epochs"
+    with pytest.raises(TrainingError, match=text):
+        run_fit(network, checkpoint=checkpoint, watch=poison)
+    state = load_checkpoint(checkpoint, torch.device("cpu"))
+    assert state["epochs"] == 1 and all(value.isfinite().all() for value in state["network"].values())
+
+
 def test_a_learning_rate_that_is_too_large_is_named():
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch \d+, step \d+; lower the .* \(1e\+20\)$"):
         run_fit(tiny(), recipe=Recipe(epochs=9, learning_rate=1e20, batch=8))
@@ -1168,11 +1250,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     checkpoint = tmp_path / "tiny.pt"
     run_fit(tiny(), checkpoint=checkpoint, settings={"data": "here"})
     before = checkpoint.read_bytes()
-    text = r"tiny\.pt must come from a run with {'data': '(here|there)', .*}, not {.*}; repeat those options, or start"
-    for changed in ({"settings": {"data": "there"}}, {"seed": 1}, {"recipe": Recipe(3, 0.05, 8)}):
-        with pytest.raises(CheckpointError, match=text):
+    for changed, text in (({"settings": {"data": "there"}}, "data is 'here' there and 'there' here"),
+                          ({"seed": 1}, f"seed is {SEED} there and 1 here"),
+                          ({"recipe": Recipe(3, 0.05, 8)}, "epochs is 2 there and 3 here")):
+        with pytest.raises(CheckpointError, match=rf"tiny\.pt is of another run: {text}\. Repeat that run's options, "):
             run_fit(tiny(), **{"checkpoint": checkpoint, "settings": {"data": "here"}, "resume": True} | changed)
-    with pytest.raises(CheckpointError, match=r"tiny\.pt must be of the same network: .*start anew") as info:
+    with pytest.raises(CheckpointError, match=r"tiny\.pt must be of the same network: .*begin anew") as info:
         run_fit(NETWORKS["resnet8"](3, 4), checkpoint=checkpoint, settings={"data": "here"}, resume=True)
     assert "\n" not in str(info.value)
     assert checkpoint.read_bytes() == before
@@ -1202,8 +1285,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
         code = pickle.dumps(Trap(tmp_path / "trap"), protocol=2)
         checkpoint.write_bytes({"cut": whole[:-300], "text": b"hello", "empty": b"", "code": code}[damage])
     damaged = checkpoint.read_bytes()
-    text = "must come from a run with" if damage == "other" else r"tiny\.pt is no checkpoint of this program"
-    with pytest.raises(CheckpointError, match=text) as info:
+    with pytest.raises(CheckpointError, match=r"tiny\.pt is no checkpoint of this program") as info:
         run_fit(tiny(), checkpoint=checkpoint, resume=True)
     assert "\n" not in str(info.value) and checkpoint.read_bytes() == damaged
     assert not (tmp_path / "trap").exists()
@@ -1437,3 +1519,25 @@ def test_images_and_labels_that_do_not_fit_are_refused(tmp_path, images, labels,
     write_idx(tmp_path, images, labels)
     with pytest.raises(data.DatasetFormatError, match=text):
         data.load("fashion-mnist", tmp_path)
+
+
+@pytest.mark.parametrize("change, text", [
+    ({"images": lambda images: images / np.float32(255)}, r"images must be uint8 \(N, C, H, W\), .*, not float32"),
+    ({"images": lambda images: images[:, 0]}, r"images must be uint8 \(N, C, H, W\), .*, not uint8 \(16, 8, 8\)"),
+    ({"labels": lambda labels: labels.astype(float)}, r"labels must be int64 \(16,\), .*, not float64 \(16,\)"),
+    ({"labels": lambda labels: labels[1:]}, r"labels must be int64 \(16,\), .*, not int64 \(15,\)"),
+    ({"labels": lambda labels: labels + 1}, r"labels are 0 to 3, one for each class, not \[1, 2, 3, 4\]"),
+])
+def test_a_users_data_is_looked_at(change, text):
+    split = split_of(16)
+    with pytest.raises(data.DatasetError, match=text):
+        changed = replace(split, **{name: function(getattr(split, name)) for name, function in change.items()})
+        data.DataSet("mine", changed, split, tuple("abcd"))
+
+
+def test_images_that_are_sorted_by_class_are_refused(monkeypatch):
+    monkeypatch.setattr(pipeline, "CALIBRATION_IMAGES", 8)
+    train = split_of(32)
+    ordered = replace(data_set(), train=replace(train, labels=np.sort(train.labels)))
+    with pytest.raises(data.DatasetError, match=r"the first 8 training images, .* are all of one class; shuffle them"):
+        list(prune_and_retrain(tiny(), ordered, KEEPS, PLAN))

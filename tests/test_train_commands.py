@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -151,8 +153,9 @@ def test_train_writes_a_model_and_its_card(cifar, trained):
     assert card["python"].count(".") == 2 and card["seconds"] >= 0
     repeated = shlex.split(card["command"])
     assert repeated[:3] == ["sentei", "train", "resnet8"] and repeated[-2:] == ["--geometry", "8x8"]
-    assert (f"{model}: {card['accuracy']:.2%} ({card['float_accuracy']:.2%} in float), {card['density']:.3f} of the "
+    assert (f"{model}: {card['accuracy']:.2%}, {card['float_accuracy']:.2%} in float; {card['density']:.3f} of the "
             f"kernel elements, {card['cycles']} cycles\n") in text
+    assert sorted(path.name for path in model.parent.iterdir()) == ["tiny.json", "tiny.onnx"]
     assert f"figures: {model.with_suffix('.json')}\n" in text
     work = folder / "work" / "resnet8-cifar10"
     assert sorted(path.name for path in work.iterdir()) == ["float.pt", "keep-1-9.pt"]
@@ -172,19 +175,37 @@ def test_train_resumes_and_repeats_nothing_that_is_done(cifar, trained, tmp_path
                                     for path in (folder / "out" / "tiny.onnx", tmp_path / "again.onnx")))
     other = ("--epochs", 2, "--float-epochs", 1, "--float-cycles", 1, "--train-images", 40, "--geometry", "8x8")
     refused("train", "resnet8", "-o", tmp_path / "other.onnx", *options[:-len(SHORT)], *other,
-            text=r"keep-1-9\.pt must come from a run with {.*'epochs': 2.*}, not {.*'epochs': 1.*}; repeat those opt")
+            text=r"keep-1-9\.pt is of another run: epochs is 1 there and 2 here.*\. Repeat that run's options, name an")
+    refused("train", "resnet8", "-o", tmp_path / "other.onnx", *options[:-len(SHORT) - 1], *SHORT,
+            text=r"float\.pt is there already, from an earlier run: continue it \(--resume\), name another folder")
+    assert before == {path: path.read_bytes() for path in (folder / "work").rglob("*.pt")}
+
+
+def test_restart_begins_anew(cifar, trained, tmp_path, no_cycles):
+    shutil.copytree(trained[0] / "work", tmp_path / "work")
+    options = ("--keep", "1", "--folder", cifar, "--work", tmp_path / "work", *SHORT)
+    model = tmp_path / "model.onnx"
+    refused("train", "resnet8", "-o", model, *options, "--restart", "--resume", text="exclude each other")
+    code, text, said = sentei("train", "resnet8", "-o", model, *options, "--restart")
+    assert (code, said) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "work").rglob("*.pt")) == ["float.pt", "keep-1.pt"]
+    assert re.search(r"^float, epoch 1/1: loss \d\.\d+, accuracy \d+\.\d+%, density 1\.000$", text, re.M)
+    assert "keep 1, epoch 1/1: " in text, "off a terminal each epoch is a line"
 
 
 def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
-    code, _, said = sentei(
+    code, text, said = sentei(
         "train", "resnet8", "-o", tmp_path / "model.onnx", "--keep", "1/4", "--layer", "*shortcut*=1/2",
         "--layer", "blocks.2.conv*=x3/2", "--group", 16, "--unstructured", "--holdout", 4, "--seed", 7,
         "--weights", 3, "--activations", 2, "--first", 7, "--last", 6, "--folder", cifar,
+        "--learning-rate", 0.01, "--float-learning-rate", 0.3,
         "--work", tmp_path / "work", *UNTRAINED)
     assert (code, said) == (0, "")
     card = json.loads((tmp_path / "model.json").read_text())
+    assert card["train_images"] == 20 and 0 <= card["holdout_accuracy"] <= 1
+    assert f"{card['accuracy']:.2%} ({card['holdout_accuracy']:.2%} of those held out), " in text
     expected = {"group": 16, "aligned": False, "holdout": 4, "seed": 7, "floors": {"*shortcut*": "1/2"},
-                "factors": {"blocks.2.conv*": "3/2"}, "epochs": [0]}
+                "factors": {"blocks.2.conv*": "3/2"}, "epochs": [0], "learning_rate": 0.01, "float_learning_rate": 0.3}
     assert {name: card["plan"][name] for name in expected} == expected
     assert card["plan"]["precision"] == {"weights": 3, "activations": 2, "first": 7, "last": 6, "image": 8}
     shortcuts = {name: value for name, value in card["layers"].items() if "shortcut" in name}
@@ -286,6 +307,12 @@ def test_accuracy_ends_with_one_where_labels_differ(cifar, curve, tmp_path):
     assert (code, said) == (1, "") and "different: ninth\n" in text
     code, text, _ = sentei(*arguments, "--compare", TEST - 1)
     assert code == 0 and "different" not in text
+    (tmp_path / "ninth.json").unlink()
+    code, text, _ = sentei(*arguments, "--compare", TEST, "--json", tmp_path / "figures.json")
+    assert code == 0, "PyTorch's labels are not known"
+    figures = json.loads((tmp_path / "figures.json").read_text())["models"]
+    labels = {name: model["labels_equal"] for name, model in figures.items()}
+    assert labels == {"third": {"qonnx": True, "pytorch": True}, "ninth": {"qonnx": True, "pytorch": None}}
 
 
 def test_accuracy_needs_no_card(cifar, trained, tmp_path):
@@ -312,8 +339,8 @@ def test_accuracy_needs_no_card(cifar, trained, tmp_path):
         (("--keep", "few"), "a density must be a number such as 1/9 or 0.25, not 'few'"),
         (("--keep", "1/0"), "a density must be a number such as 1/9 or 0.25, not '1/0'"),
         (("--layer", "shortcut"), "--layer must be NAME=DENSITY or NAME=xFACTOR, not 'shortcut'"),
-        (("--layer", "nowhere*=1/2"), r"layer 'nowhere\*' at density 1/2: the name must match one of stem\.0, "),
-        (("--layer", "*=2"), r"layer '\*' at density 2: .* the density lie between 0 and 1"),
+        (("--layer", "nowhere*=1/2"), r"layer 'nowhere\*': the name must match one of stem\.0, "),
+        (("--layer", "*=2"), r"layer '\*': the density must lie between 0 and 1, not be 2"),
         (("--group", "5", "--layer", "blocks.0.*=1/2"), r"blocks\.0\.conv1\.0, .*do not divide into blocks of 5"),
         (("--weights", "9"), "weights must be quantized to between 2 and 8 bits, not 9"),
         (("--activations", "8"), "activations must be quantized to between 2 and 4 bits, not 8"),
@@ -368,7 +395,7 @@ def test_what_cannot_be_written_is_named(cifar, tmp_path, no_cycles):
     refused("train", "resnet8", "-o", tmp_path / "file" / "model.onnx", "--folder", cifar, "--work", tmp_path / "work",
             *UNTRAINED, text=rf"/file/model\.onnx: {text}write it elsewhere")
     refused("train", "resnet8", "-o", tmp_path / "model.onnx", "--folder", cifar, "--work", tmp_path / "file",
-            "--train-images", 8, "--epochs", 1, "--float-epochs", 1, "--float-cycles", 1,
+            "--train-images", 8, "--epochs", 1, "--float-epochs", 1, "--float-cycles", 1, "--geometry", "8x8",
             text=rf"/file/resnet8-cifar10/float\.pt {text}what it held before is intact")
 
 
@@ -376,6 +403,8 @@ def test_accuracy_names_what_it_cannot_use(cifar, tmp_path, trained):
     model = trained[0] / "out" / "tiny.onnx"
     refused("accuracy", tmp_path / "none.onnx", "--folder", cifar, text=r"none\.onnx: .*no such file")
     refused("accuracy", model, "--folder", tmp_path, text=r"test_batch\.bin does not exist: download .* SENTEI_CIFAR10")
+    refused("accuracy", model, "--folder", cifar, "--geometry", "9x9", text="geometry must be one of 32x32")
+    refused("accuracy", model, model, "--folder", cifar, text="the models must have different names")
     refused("accuracy", model, "--data", "cifar", text="must be one of cifar10, fashion-mnist, mnist, not 'cifar'")
     onnx.save(small_model(), tmp_path / "small.onnx")
     refused("accuracy", tmp_path / "small.onnx", "--folder", cifar, text=r"images must have shape \(N, 1, 10, 12\)")
@@ -428,7 +457,8 @@ def test_the_bar_of_a_training_counts_all_epochs(monkeypatch):
     """On a terminal: before the first step, during the float stage, at a density."""
     written = io.StringIO()
     monkeypatch.setattr(commands, "console", Console(file=written, force_terminal=True, width=160))
-    with commands._training_bar(4) as watch:
+    with commands._training_bar(5) as watch:
+        watch(Moment("earlier", 1, 1, 0, 10, math.nan, 0.5))
         watch(Moment("float", 1, 2, 5, 10, 0.25, None))
         watch(Moment("keep 1/9", 0, 2, 10, 10, 0.125, 0.5, 0.75))
         watch(Moment("keep 1/9", 1, 2, 10, 10, 0.0625, 0.875, 0.1111))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -21,7 +22,6 @@ from rich.table import Table
 
 from sentei.host.console import GeometryName, JsonFile, MemoryName, console, opened, say, step, write_json, writing
 from sentei.overlay.errors import InputError
-from sentei.overlay.geometry import PRESETS
 
 if TYPE_CHECKING:
     from sentei.driver import SenteiOverlay
@@ -38,14 +38,18 @@ DENSITY_NAMES = {"1": "dense", "1/2": "half", "1/3": "third", "2/9": "quarter", 
 NetworkName = Annotated[str, typer.Argument(help="resnet20, resnet8 or fashion")]
 DataName = Annotated[str, typer.Option("--data", help="cifar10, fashion-mnist or mnist")]
 Folder = Annotated[Path | None, typer.Option(help="folder of the data set's files")]
-Float = Annotated[Path | None, typer.Option("--float", help="weights of a trained float network (a state_dict, or a "
-                                            "checkpoint float.pt): no float training")]
+Float = Annotated[Path | None, typer.Option("--float", help="weights of a trained float network (a state_dict, or the "
+                                            "last checkpoint of a float network, as float-2.pt): no float training")]
 FloatCycles = Annotated[int, typer.Option(min=1, help="cycles of the learning rate for the float network")]
+FloatRate = Annotated[float, typer.Option("--float-learning-rate", min=1e-6, help="peak of the float network's first "
+                                          "cycle; each has half the peak of the one before")]
+Rate = Annotated[float, typer.Option("--learning-rate", min=1e-6, help="the same of each density, quantized")]
 FloatEpochs = Annotated[int, typer.Option(min=0, help="epochs of each cycle of the float network")]
 Epochs = Annotated[str, typer.Option(help="epochs of each density, quantized; 20,8 means 20 of the first, where "
                                      "rounding is new, and 8 of each other; 8+4 are two cycles of the learning rate")]
 Layer = Annotated[list[str] | None, typer.Option(help="density of single layers, may be repeated: '*shortcut*=1/3' "
-                                                 "keeps at least that, 'stem*=x2' twice as much as others")]
+                                                 "keeps at least that, 'blocks.0.*=x2' twice as much as others; the "
+                                                 "first convolution keeps all unless it is named")]
 Group = Annotated[int | None, typer.Option(min=1, help="output channels that share their kernel elements (default: "
                                            "the geometry's)")]
 Unstructured = Annotated[bool, typer.Option("--unstructured", help="prune each weight by itself (to compare)")]
@@ -56,6 +60,7 @@ Last = Annotated[int, typer.Option(help="bits of the last layer's weights")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31, help="seed of all randomness")]
 Work = Annotated[Path, typer.Option(help="folder for checkpoints")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue from the checkpoints in --work")]
+Restart = Annotated[bool, typer.Option("--restart", help="delete the checkpoints in --work and begin anew")]
 Holdout = Annotated[int, typer.Option(min=0, help="training images kept from training, to choose a recipe by")]
 TrainImages = Annotated[int | None, typer.Option(min=1, help="train on the first so many images only (to try things "
                                                  "out)")]
@@ -87,7 +92,9 @@ def train(
     float_weights: Float = None,
     float_epochs: FloatEpochs = 45,
     float_cycles: FloatCycles = 2,
+    float_learning_rate: FloatRate = 0.2,
     epochs: Epochs = "20",
+    learning_rate: Rate = 0.03,
     layer: Layer = None,
     group: Group = None,
     unstructured: Unstructured = False,
@@ -98,6 +105,7 @@ def train(
     seed: Seed = 0,
     work: Work = Path("build/train"),
     resume: Resume = False,
+    restart: Restart = False,
     holdout: Holdout = 0,
     train_images: TrainImages = None,
     geometry: GeometryName = "32x32",
@@ -126,7 +134,9 @@ def curve(
     float_weights: Float = None,
     float_epochs: FloatEpochs = 45,
     float_cycles: FloatCycles = 2,
+    float_learning_rate: FloatRate = 0.2,
     epochs: Epochs = "20,8",
+    learning_rate: Rate = 0.03,
     layer: Layer = None,
     group: Group = None,
     unstructured: Unstructured = False,
@@ -137,6 +147,7 @@ def curve(
     seed: Seed = 0,
     work: Work = Path("build/train"),
     resume: Resume = False,
+    restart: Restart = False,
     holdout: Holdout = 0,
     train_images: TrainImages = None,
     geometry: GeometryName = "32x32",
@@ -169,8 +180,9 @@ def accuracy(
     models: Annotated[list[Path], typer.Argument(help="QONNX models (.onnx) with their cards beside them")],
     data: DataName = "cifar10",
     folder: Folder = None,
-    compare: Annotated[int, typer.Option(help="images whose labels are also compared with qonnx and PyTorch")] = 0,
-    simulate: Annotated[int, typer.Option(help="images of which every layer is also compared on the simulated "
+    compare: Annotated[int, typer.Option(min=0, help="images whose labels are also compared with qonnx, and with "
+                                         f"PyTorch (at most {LABELS}, if the card has its labels)")] = 0,
+    simulate: Annotated[int, typer.Option(min=0, help="images of which every layer is also compared on the simulated "
                                           "hardware")] = 0,
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
@@ -183,8 +195,12 @@ def accuracy(
     from sentei.host import reference
     from sentei.host.frontend import load
     from sentei.host.ir import kept_density
+    from sentei.host.target import geometry_named
     from sentei.host.train.data import load_split
 
+    group = geometry_named(geometry).group_columns
+    if len({model.stem for model in models}) < len(models):
+        raise InputError("the models must have different names, which the figures are listed by")
     networks = {model: load(model) for model in models}
     test = load_split(data, "test", folder)
     table = Table(title=f"{len(test)} test images of {data}, integer reference", title_justify="left")
@@ -197,7 +213,7 @@ def accuracy(
         float_accuracy = _card(model).get("float_accuracy")
         figures[model.stem] = {
             "accuracy": float((predicted == test.labels).mean()),
-            "density": kept_density(network, PRESETS[geometry].group_columns),
+            "density": kept_density(network, group),
             "images": len(test),
             "float_accuracy": float_accuracy,
         }
@@ -213,21 +229,22 @@ def accuracy(
     console.print(table)
     write_json(json_file, {"data": data, "models": figures})
     different = [name for name, values in figures.items()
-                 if not all(values.get("labels_equal", {}).values()) or not values.get("every_layer_equal", True)]
+                 if False in values.get("labels_equal", {}).values() or not values.get("every_layer_equal", True)]
     if different:
         say(f"different: {', '.join(different)}", style="red")
         raise typer.Exit(1)
 
 
-def _same_labels(model: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, bool]:
-    """Whether qonnx gives the images the reference's labels, and whether PyTorch did when the model was written."""
+def _same_labels(model: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, bool | None]:
+    """Whether qonnx gives the images the reference's labels, and whether PyTorch did when the model was written: None
+    if its card has no labels."""
     from sentei.host.train.evaluate import qonnx_logits
 
     inputs = images.astype(np.float32) / 256
     by_qonnx = qonnx_logits(model, inputs, batch=len(inputs)).argmax(1)
     by_torch = np.array(_card(model).get("first_labels", ())[:len(images)])
     return {"qonnx": bool((by_qonnx == labels).all()),
-            "pytorch": len(by_torch) == len(labels) and bool((by_torch == labels).all())}
+            "pytorch": bool((by_torch == labels[:len(by_torch)]).all()) if len(by_torch) else None}
 
 
 def _same_layers(overlay: SenteiOverlay, network: Network, images: np.ndarray, name: str) -> bool:
@@ -259,7 +276,7 @@ class _Run:
 
     def __init__(self, options: dict):
         from sentei.host.target import BuildError, geometry_named
-        from sentei.host.train.data import DataSet, Split, load
+        from sentei.host.train.data import KINDS, DataSet, Split, load
         from sentei.overlay.manifest import MEMORY_MODELS
 
         for name, value in THREADS.items():
@@ -281,9 +298,12 @@ class _Run:
         if self.network not in NETWORKS:
             raise InputError(f"the network must be one of {', '.join(NETWORKS)}, not {self.network!r}; "
                              "for your own, see prune_and_retrain in sentei.host.train.pipeline")
-        geometry = geometry_named(self.geometry)
+        self.array = geometry = geometry_named(self.geometry)
         if self.memory not in MEMORY_MODELS:
             raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {self.memory!r}")
+        data, count = load(options["data"], options["folder"]), options["train_images"]
+        train = Split(data.train.images[:count], data.train.labels[:count])
+        self.data = DataSet(data.name, train, data.test, data.classes)
         layers: list[str] = options["layer"] or []
         self.plan = pipeline.Plan(
             float_epochs=options["float_epochs"], float_cycles=options["float_cycles"],
@@ -292,11 +312,15 @@ class _Run:
             factors=dict(_layer_density(text.replace("=x", "=")) for text in layers if "=x" in text),
             group=options["group"] or geometry.group_columns,
             aligned=not options["unstructured"], seed=options["seed"], holdout=options["holdout"],
+            mirror=KINDS[data.name].mirror,
+            float_learning_rate=options["float_learning_rate"], learning_rate=options["learning_rate"],
             precision=Precision(**{name: options[name] for name in ("weights", "activations", "first", "last")}),
         )
-        data, count = load(options["data"], options["folder"]), options["train_images"]
-        train = Split(data.train.images[:count], data.train.labels[:count])
-        self.data = DataSet(data.name, train, data.test, data.classes)
+        if options["restart"]:
+            if self.resume:
+                raise InputError("--resume and --restart exclude each other: continue, or begin anew")
+            for path in self.work.glob("*.pt"):
+                path.unlink()
 
     def points(self, keeps: list[Fraction]) -> Iterator[Point]:
         """Train, under a progress bar over all epochs."""
@@ -312,10 +336,12 @@ class _Run:
         epochs = sum(sum(self.plan.epochs_of(index)) for index in range(len(keeps)))
         if self.float_weights is None:
             epochs += self.plan.float_cycles * self.plan.float_epochs
+        with opened("predict", self.geometry, self.memory, results=False):
+            pass  # what measures cycles is there, before hours of training
         with _training_bar(epochs) as watch:
             yield from pipeline.prune_and_retrain(
                 network, self.data, keeps, self.plan, work=self.work, resume=self.resume,
-                pretrained=self.float_weights is not None, watch=watch)
+                pretrained=self.float_weights is not None, geometry=self.array, watch=watch)
 
     def write(self, point: Point, path: Path) -> dict:
         """Export a point, measure it, and write its card; returns the card."""
@@ -324,34 +350,40 @@ class _Run:
         from sentei.host.train.export import export
         from sentei.host.train.pipeline import first_labels
 
-        with writing(path):
-            export(point.network, path, (1, *self.data.train.images.shape[1:]))
         test = self.data.test
-        with step(f"{path.name}: {len(test)} images") as progress:
-            predicted = reference.predict(load(path), test.images, progress).argmax(1)
-        card = {
-            "file": path.name,
-            "command": _command(),
-            "data": self.data.name,
-            "train_images": len(self.data.train),
-            "classes": list(self.data.classes),
-            "keep": str(point.keep),
-            "density": point.density,
-            "layers": dict(point.densities),
-            "plan": self.plan.settings(),
-            "seconds": round(point.seconds),
-            "float_accuracy": point.float_accuracy,
-            "accuracy": float((predicted == test.labels).mean()),
-            "accuracy_by": f"integer reference, {len(test)} test images",
-            "first_labels": first_labels(point.network, test.images[:LABELS]),  # by PyTorch
-            "cycles": self._cycles(path),
-            "cycles_on": f"{self.geometry}, simulated control, memory {self.memory}",
-            "python": platform.python_version(),
-            "packages": {package: version(package) for package in PACKAGES},
-        }
-        write_json(path.with_suffix(".json"), card)
-        say(f"{path}: {card['accuracy']:.2%} ({point.float_accuracy:.2%} in float), {point.density:.3f} of the kernel "
-            f"elements, {card['cycles']} cycles")
+        # The model and its card take the place of older ones together, once both are complete.
+        with writing(path), TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            export(point.network, draft, (1, *self.data.train.images.shape[1:]))
+            with step(f"{path.name}: {len(test)} images") as progress:
+                predicted = reference.predict(load(draft), test.images, progress).argmax(1)
+            card = {
+                "file": path.name,
+                "command": _command(),
+                "data": self.data.name,
+                "train_images": len(self.data.train) - self.plan.holdout,
+                "classes": list(self.data.classes),
+                "keep": str(point.keep),
+                "density": point.density,
+                "layers": dict(point.densities),
+                "plan": self.plan.settings(),
+                "seconds": round(point.seconds),
+                "float_accuracy": point.float_accuracy,
+                "accuracy": float((predicted == test.labels).mean()),
+                "accuracy_by": f"integer reference, {len(test)} test images",
+                "holdout_accuracy": point.holdout_accuracy,
+                "first_labels": first_labels(point.network, test.images[:LABELS]),  # by PyTorch
+                "cycles": self._cycles(draft),
+                "cycles_on": f"{self.geometry}, simulated control, memory {self.memory}",
+                "python": platform.python_version(),
+                "packages": {package: version(package) for package in PACKAGES},
+            }
+            (written := draft.with_suffix(".json")).write_text(json.dumps(card, indent=2) + "\n")
+            os.replace(draft, path)
+            os.replace(written, path.with_suffix(".json"))
+        held_out = "" if point.holdout_accuracy is None else f" ({point.holdout_accuracy:.2%} of those held out)"
+        say(f"{path}: {card['accuracy']:.2%}{held_out}, {point.float_accuracy:.2%} in float; {point.density:.3f} of "
+            f"the kernel elements, {card['cycles']} cycles\nfigures: {path.with_suffix('.json')}")
         return card
 
     def _cycles(self, model: Path) -> int:
@@ -380,7 +412,7 @@ def _layer_density(text: str) -> tuple[str, Fraction]:
 
 @contextmanager
 def _training_bar(epochs: int):
-    """One bar over all epochs, with loss, accuracy, density and the time left."""
+    """One bar over all epochs, with loss, accuracy, density and the time left; off a terminal, a line an epoch."""
     fields = ("stage", "epoch", "loss", "accuracy", "density")
     text = "  ".join(f"{name if name != 'stage' else ''} {{task.fields[{name}]}}".strip() for name in fields)
     columns = (TextColumn(text), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -391,10 +423,16 @@ def _training_bar(epochs: int):
         def watch(moment: Moment) -> None:
             before = sum(count for stage, count in epochs_of.items() if stage != moment.stage)
             epochs_of[moment.stage] = moment.epochs
-            completed = (before + moment.epoch) * moment.steps + moment.step
-            progress.update(
-                task, total=epochs * moment.steps, completed=completed, stage=moment.stage,
-                epoch=f"{moment.epoch + 1}/{moment.epochs}", loss=f"{moment.loss:.3f}",
-                accuracy="" if moment.accuracy is None else f"{moment.accuracy:.2%}", density=f"{moment.density:.3f}")
+            loss, density = f"{moment.loss:.3f}", f"{moment.density:.3f}"
+            accuracy = "" if moment.accuracy is None else f"{moment.accuracy:.2%}"
+            total, completed = epochs * moment.steps, (before + moment.epoch) * moment.steps + moment.step
+            if not moment.step:  # a checkpoint: what it spares is no measure of speed
+                progress.reset(task, total=total, completed=completed)
+                return
+            progress.update(task, total=total, completed=completed, stage=moment.stage,
+                            epoch=f"{moment.epoch + 1}/{moment.epochs}", loss=loss, accuracy=accuracy, density=density)
+            if moment.ends_epoch and not console.is_terminal:
+                say(f"{moment.stage}, epoch {moment.epoch + 1}/{moment.epochs}: loss {loss}, accuracy {accuracy}, "
+                    f"density {density}")
 
         yield watch

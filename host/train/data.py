@@ -13,6 +13,7 @@ IDX       http://yann.lecun.com/exdb/mnist/: two zero bytes, an element type, th
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import struct
 import zlib
@@ -46,6 +47,7 @@ class Kind:
     classes: tuple[str, ...]
     source: str
     variable: str  # environment variable that names its folder
+    mirror: bool = True  # whether a mirrored image is still one of its class
     folder: Path | None = None  # where a package manager installs it
 
 
@@ -60,22 +62,32 @@ KINDS = {
         "install Debian's dataset-fashion-mnist, or download the four *-ubyte.gz files of "
         "https://github.com/zalandoresearch/fashion-mnist",
         "SENTEI_FASHION_MNIST",
-        Path("/usr/share/datasets/fashion-mnist"),
+        folder=Path("/usr/share/datasets/fashion-mnist"),
     ),
     "mnist": Kind(
         tuple("0123456789"),
         "download the four *-ubyte.gz files of http://yann.lecun.com/exdb/mnist/",
         "SENTEI_MNIST",
+        mirror=False,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64. DatasetError if they are anything else."""
 
     images: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self):
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DatasetError(f"images must be uint8 (N, C, H, W), pixels from 0 to 255, not {images.dtype} "
+                               f"{images.shape}")
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise DatasetError(f"labels must be int64 ({len(images)},), one for each image, not {labels.dtype} "
+                               f"{labels.shape}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,6 +99,20 @@ class DataSet:
     train: Split
     test: Split
     classes: tuple[str, ...]
+
+    def __post_init__(self):
+        for split in (self.train, self.test):
+            if not len(split) or not 0 <= split.labels.min() <= split.labels.max() < len(self.classes):
+                raise DatasetError(f"{self.name} must hold images whose labels are 0 to {len(self.classes) - 1}, one "
+                                   f"for each class, not {sorted(set(split.labels.tolist()))[:20]}")
+
+    def digest(self) -> str:
+        """SHA-256 of all images and labels."""
+        content = hashlib.sha256()
+        for split in (self.train, self.test):
+            for array in (split.images, split.labels):
+                content.update(np.ascontiguousarray(array).data)
+        return content.hexdigest()
 
 
 def load(kind: str, folder: str | os.PathLike[str] | None = None) -> DataSet:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
-from qonnx.custom_op.registry import getCustomOp
 from qonnx.transformation.change_batchsize import ChangeBatchSize
 from qonnx.transformation.infer_shapes import InferShapes
 
@@ -18,16 +17,3 @@ def qonnx_logits(path: Path, inputs: np.ndarray, batch: int = 250) -> np.ndarray
     source, result = model.graph.input[0].name, model.graph.output[0].name
     parts = np.split(inputs, len(inputs) // batch)
     return np.concatenate([execute_onnx(model, {source: part})[result] for part in parts])
-
-
-def weight_densities(path: Path) -> dict[str, float]:
-    """The fraction of quantized weights that are not zero, of each convolution in a QONNX file, by node name."""
-    model = ModelWrapper(str(path))
-    found = {}
-    for node in model.get_nodes_by_op_type("Conv"):
-        quantizer = model.find_producer(node.input[1])
-        context = {name: model.get_initializer(name) for name in quantizer.input}
-        getCustomOp(quantizer).execute_node(context, model.graph)
-        weight = context[quantizer.output[0]]
-        found[node.name] = float(np.count_nonzero(weight) / weight.size)
-    return found

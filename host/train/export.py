@@ -23,11 +23,13 @@ from qonnx.util.cleanup import cleanup_model
 from torch import Tensor, fx, nn
 from torch.onnx import OnnxExporterError
 
+from sentei.host.compiler import compile_network
 from sentei.host.errors import InexactModel
 from sentei.host.frontend import load
 from sentei.host.train.loop import first_line
 from sentei.host.train.quantize import remove_parametrizations, residual_adds
 from sentei.overlay.errors import SenteiError
+from sentei.overlay.geometry import Geometry
 
 OPSET = 13
 MOST_LEVELS = 16  # of an activation
@@ -119,14 +121,16 @@ def export(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None
     cleanup_model(ModelWrapper(str(path))).save(str(path))
 
 
-def check_supported(network: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+def check_supported(network: fx.GraphModule, input_shape: tuple[int, ...], geometry: Geometry | None) -> None:
     """Refuse, while it is not trained yet, a quantized network that the compiler would refuse: its typed error.
 
-    Whether arithmetic is exact depends on the trained numbers, and is not looked at.
+    Without a geometry, its size is not looked at; whether arithmetic is exact depends on the trained numbers.
     """
     untrained = copy.deepcopy(network)
     remove_parametrizations(untrained)
     freeze(untrained)
     with TemporaryDirectory() as folder, suppress(InexactModel):
         export(untrained, path := Path(folder) / "untrained.onnx", input_shape)
-        load(path)
+        loaded = load(path)
+        if geometry is not None:
+            compile_network(loaded, geometry)

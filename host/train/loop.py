@@ -1,8 +1,9 @@
 """The training loop: SGD, one learning-rate cycle, a checkpoint after each epoch.
 
-All randomness of an epoch comes from generators seeded by (seed, epoch), so a resumed run continues bit for bit as if
-it had never stopped.  Forward and backward run under bfloat16 autocast where the machine computes in it: quantized
-weights and activations have at most 8 significant bits and are exact in it.  Evaluation is in float32.
+All randomness of an epoch comes from generators seeded by (seed, epoch), so on a CPU, with as many threads, a resumed
+run continues bit for bit as if it had never stopped; a GPU adds in whatever order it likes.  Forward and backward run
+under bfloat16 autocast where the machine computes in it: quantized weights and activations have at most 8 significant
+bits and are exact in it.  Evaluation is in float32.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sentei.host.train.data import Split
 from sentei.overlay.errors import SenteiError
 
 PIXEL_SCALE = 2.0**-8
+OTHER_RUN = "repeat that run's options, name another folder (--work), or begin anew (--restart)"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MOMENTUM = 0.9
 _WARMUP = 0.05
@@ -56,7 +58,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where training stands; what :func:`fit` tells its caller after each step."""
+    """Where training stands; what :func:`fit` tells its caller after each step.
+
+    Where it takes up a checkpoint it tells so first: `step` is 0, `epoch` the number of epochs that are done.
+    """
 
     stage: str
     epoch: int
@@ -66,6 +71,7 @@ class Moment:
     loss: float  # mean of the epoch so far
     accuracy: float | None  # after the last epoch
     density: float = 1.0  # kernel elements kept
+    ends_epoch: bool = False  # `accuracy` is this epoch's
 
 
 def ignore(moment: Moment) -> None:
@@ -159,21 +165,25 @@ def fit(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=recipe.learning_rate, momentum=_MOMENTUM, nesterov=True,
     )
-    settings = {**settings, "seed": seed, "stage": stage, **vars(recipe)}
+    settings = identity(settings, seed, stage, recipe)
+    steps = max(1, len(train) // recipe.batch)
     done, seconds, reached = 0, 0.0, None
     if resume and checkpoint and checkpoint.exists():
         state = load_checkpoint(checkpoint, device_of(network))
-        if state.get("settings") != settings:
-            raise CheckpointError(f"{checkpoint} must come from a run with {settings}, not {state.get('settings')}; "
-                                  "repeat those options, or start anew without --resume")
+        check_settings(checkpoint, state, settings)
         try:
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint} must be of the same network: {first_line(error)}; name another "
-                                  "folder, or start anew without --resume") from error
+            raise CheckpointError(f"{checkpoint} must be of the same network: {first_line(error)}; {OTHER_RUN}"
+                                  ) from error
         done, seconds, reached = state["epochs"], state["seconds"], state["accuracy"]
-    steps = max(1, len(train) // recipe.batch)
+        watch(Moment(stage, done, recipe.epochs, 0, steps, math.nan, reached))
+
+    def remedy(epochs: int) -> str:
+        return f"lower the learning rate ({recipe.learning_rate})" + (
+            f"; {checkpoint} holds {epochs} epochs" if checkpoint else "")
+
     for epoch in range(done, recipe.epochs):
         start = time.monotonic()
         torch.manual_seed((seed << 16) + epoch)
@@ -190,23 +200,42 @@ def fit(
             inputs = to_input(augment(train.images[chosen], recipe.max_shift, recipe.mirror, generator))
             loss = _loss(network, teacher, inputs, train.labels[chosen], recipe)
             if not math.isfinite(value := loss.item()):
-                raise TrainingError(
-                    f"{stage}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; lower the learning rate "
-                    f"({recipe.learning_rate})" + (f"; {checkpoint} holds {epoch} epochs" if checkpoint else "")
-                )
+                raise TrainingError(f"{stage}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; "
+                                    f"{remedy(epoch)}")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += value
             watch(Moment(stage, epoch, recipe.epochs, step + 1, steps, total / (step + 1), reached))
+        if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+            raise TrainingError(f"{stage}: weights are no finite numbers after epoch {epoch + 1}; {remedy(epoch)}")
         reached = accuracy(network, test)
-        watch(Moment(stage, epoch, recipe.epochs, steps, steps, total / steps, reached))
+        watch(Moment(stage, epoch, recipe.epochs, steps, steps, total / steps, reached, ends_epoch=True))
         seconds += time.monotonic() - start
         if checkpoint:
             save_checkpoint(
                 {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings,
                  "epochs": epoch + 1, "seconds": seconds, "accuracy": reached}, checkpoint)
     return seconds
+
+
+def identity(settings: Mapping[str, object], seed: int, stage: str, recipe: Recipe) -> dict[str, object]:
+    """What a checkpoint says of the training that it belongs to."""
+    return {**settings, "seed": seed, "stage": stage, **vars(recipe)}
+
+
+def check_settings(path: Path, state: Mapping, settings: Mapping[str, object], unknown: str = "") -> None:
+    """CheckpointError, with what differs, if the checkpoint at `path` is not of the training with these settings.
+
+    The setting called `unknown` may be anything.
+    """
+    found = state.get("settings")
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{path} is no checkpoint of this program: it does not say of which run it is")
+    different = [f"{name} is {found.get(name)!r} there and {settings.get(name)!r} here"
+                 for name in sorted({*found, *settings} - {unknown}) if found.get(name) != settings.get(name)]
+    if different:
+        raise CheckpointError(f"{path} is of another run: {'; '.join(different)}. {OTHER_RUN.capitalize()}")
 
 
 def _keep_freed_memory() -> None:

@@ -14,6 +14,7 @@ a finished model.  The float network teaches all of them.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -26,6 +27,7 @@ from torch import Tensor, fx, nn
 from sentei.host.train.data import DataSet, DatasetError, Split
 from sentei.host.train.export import check_supported, freeze
 from sentei.host.train.loop import (
+    OTHER_RUN,
     CheckpointError,
     Images,
     Moment,
@@ -33,27 +35,29 @@ from sentei.host.train.loop import (
     accuracy,
     augment,
     best_device,
+    check_settings,
     device_of,
     estimate_norms,
     first_line,
     fit,
+    identity,
     ignore,
     load_checkpoint,
     to_input,
 )
 from sentei.host.train.prune import PruneError, Pruner
 from sentei.host.train.quantize import Precision, hold_kernel_sizes, quantize, remove_parametrizations
-
-CURVE = tuple(Fraction(text) for text in ("1", "1/2", "1/3", "2/9", "1/6", "1/9", "1/12"))
+from sentei.overlay.geometry import Geometry
 
 CALIBRATION_IMAGES = 256
 NORM_IMAGES = 10_000
+TEACHER = "teacher"  # setting of a density's checkpoint: the float network's weights, known once it is trained
 PRUNING_SHARE = 0.5  # of a stage, after which the masks stay
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is trained. The defaults are those of the committed models."""
+    """How a network is trained. What committed models were trained with is in their cards."""
 
     float_epochs: int = 45  # of each cycle
     float_cycles: int = 2  # of the learning rate, each with half the peak of the one before (arXiv:1608.03983)
@@ -72,7 +76,7 @@ class Plan:
     factors: Mapping[str, Fraction] = field(default_factory=dict)  # how much denser than the others layers are
     precision: Precision = field(default_factory=Precision)
     seed: int = 0
-    holdout: int = 0  # training images kept from training; the accuracies shown are then theirs, not the test images'
+    holdout: int = 0  # training images, the last ones, kept from training: what progress is measured on
 
     def epochs_of(self, index: int) -> tuple[int, ...]:
         """Epochs of each cycle of the learning rate at the density that comes `index` after the first."""
@@ -93,9 +97,24 @@ class Point:
     density: float  # reached: the kernel elements that all convolutions keep
     densities: Mapping[str, float]  # of each pruned layer
     network: fx.GraphModule  # frozen: export it, or measure it
-    accuracy: float  # on the test images (or those held out), by PyTorch
-    float_accuracy: float
+    accuracy: float  # on the test images, by PyTorch
+    float_accuracy: float  # the float network's
+    holdout_accuracy: float | None  # on the training images that were held out, if any
     seconds: float  # of training, from the float network on
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One cycle of the learning rate: what :func:`fit` is called with, and the file of its checkpoints."""
+
+    name: str
+    file: str
+    recipe: Recipe
+    seed: int
+    settings: Mapping[str, object]
+
+    def identity(self) -> dict[str, object]:
+        return identity(self.settings, self.seed, self.name, self.recipe)
 
 
 def prune_and_retrain(
@@ -107,45 +126,47 @@ def prune_and_retrain(
     work: Path | None = None,
     resume: bool = False,
     pretrained: bool = False,
+    geometry: Geometry | None = None,
     watch: Callable[[Moment], None] = ignore,
 ) -> Iterator[Point]:
     """Train a float network, then quantize it and prune it to one density after the other; yields each as it is done.
 
     `network` is any float network that :func:`quantize` takes; `pretrained` says that its weights stay as they are.
     `keeps` fall.  Checkpoints go to the folder `work` after each epoch; with `resume`, training continues after the
-    last of them.  Errors: PruneError, UnsupportedNetworkError, UnsupportedModel, TrainingError, CheckpointError.
+    last of them, and without, there must be none.  What cannot be done is refused before hours of training: with
+    `geometry`, also a network that does not fit that array.  Errors: PruneError, UnsupportedNetworkError,
+    UnsupportedModel, CapacityError, TrainingError, CheckpointError.
     """
     if list(keeps) != sorted(set(keeps), reverse=True) or not keeps:
         raise PruneError(f"the densities must fall, not be {', '.join(map(str, keeps)) or 'none'}")
     device = best_device()
     torch.manual_seed(plan.seed)
-    torch.use_deterministic_algorithms(device.type == "cpu")
-    train, test = _splits(data, plan.holdout, device)
-    settings: dict[str, object] = {"data": data.name, "holdout": plan.holdout}
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+    train, shown = _splits(data, plan.holdout, device)
+    test = Images(data.test, device) if plan.holdout else shown
     teacher = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # What cannot be done is refused before hours of training.
-    check_supported(_prunable(teacher, train, keeps, plan)[0], (1, *train.images.shape[1:]))
-    for cycle in range(0 if pretrained else plan.float_cycles):
-        fit(teacher, train, test, _recipe(plan, plan.float_epochs, plan.float_learning_rate / 2**cycle),
-            seed=plan.seed + 1000 * cycle, stage="float" if not cycle else f"float, cycle {cycle + 1}",
-            checkpoint=work and work / ("float.pt" if not cycle else f"float-{cycle + 1}.pt"),
-            settings=settings, resume=resume, watch=watch)
+    untrained = _prunable(teacher, train, keeps, plan)[0]
+    check_supported(untrained, (1, *train.images.shape[1:]), geometry)
+    structure = f"{network}{untrained.code}"
+    run = {"data": data.name, "images": data.digest(), "network": hashlib.sha256(structure.encode()).hexdigest()}
+    floats = [] if pretrained else _float_stages(plan, run)
+    densities = [_density_stages(plan, keeps[:index + 1], run) for index in range(len(keeps))]
+    if work:
+        _check_checkpoints(work, floats, [stage for stages in densities for stage in stages], resume)
+    for stage in floats:
+        fit(teacher, train, shown, stage.recipe, seed=stage.seed, stage=stage.name,
+            checkpoint=work and work / stage.file, settings=stage.settings, resume=resume, watch=watch)
     float_accuracy = accuracy(teacher, test)
     student, pruner = _prunable(teacher, train, keeps, plan)
+    taught = {TEACHER: _digest(teacher)}
     seconds = 0.0
-    for index, keep in enumerate(keeps):
+    for keep, stages in zip(keeps, densities, strict=True):
         pruner.begin(keep)
-        before = [plan.epochs_of(done) for done in range(index)]
-        for cycle, epochs in enumerate(plan.epochs_of(index)):
-            recipe = _recipe(plan, epochs, plan.learning_rate / 2**cycle, distillation=plan.distillation,
-                             weight_decay=plan.weight_decay / 10)
-            name = f"keep-{str(keep).replace('/', '-')}" + (f"-{cycle + 1}.pt" if cycle else ".pt")
+        for stage in stages:
             seconds += fit(
-                student, train, test, recipe, seed=plan.seed + 1 + index + 1000 * cycle, teacher=teacher,
-                stage=f"keep {keep}" + (f", cycle {cycle + 1}" if cycle else ""),
-                checkpoint=work and work / name, resume=resume,
-                settings={**plan.settings(), "data": data.name, "keeps": [str(done) for done in keeps[:index + 1]],
-                          "epochs_before": [*before, plan.epochs_of(index)[:cycle]]},
+                student, train, shown, stage.recipe, seed=stage.seed, stage=stage.name, teacher=teacher,
+                checkpoint=work and work / stage.file, settings={**stage.settings, **taught}, resume=resume,
                 before_step=lambda progress: pruner.update(progress / PRUNING_SHARE),
                 watch=lambda moment: watch(replace(moment, density=pruner.density())),
             )
@@ -155,12 +176,67 @@ def prune_and_retrain(
         remove_parametrizations(finished)
         freeze(finished)
         yield Point(keep, pruner.density(), pruner.densities(), finished, accuracy(finished, test), float_accuracy,
-                    seconds)
+                    accuracy(finished, shown) if plan.holdout else None, seconds)
+
+
+def _float_stages(plan: Plan, run: Mapping[str, object]) -> list[Stage]:
+    return [
+        Stage("float" + (f", cycle {cycle + 1}" if cycle else ""), "float" + (f"-{cycle + 1}.pt" if cycle else ".pt"),
+              _recipe(plan, plan.float_epochs, plan.float_learning_rate / 2**cycle), plan.seed + 1000 * cycle,
+              {**run, "holdout": plan.holdout})
+        for cycle in range(plan.float_cycles)
+    ]
+
+
+def _density_stages(plan: Plan, keeps: Sequence[Fraction], run: Mapping[str, object]) -> list[Stage]:
+    """Of the last of `keeps`, after the others."""
+    index, keep = len(keeps) - 1, keeps[-1]
+    before = [plan.epochs_of(done) for done in range(index)]
+    cycles = plan.epochs_of(index)
+    return [
+        Stage(f"keep {keep}" + (f", cycle {cycle + 1}" if cycle else ""),
+              f"keep-{str(keep).replace('/', '-')}" + (f"-{cycle + 1}.pt" if cycle else ".pt"),
+              _recipe(plan, epochs, plan.learning_rate / 2**cycle, distillation=plan.distillation,
+                      weight_decay=plan.weight_decay / 10),
+              plan.seed + 1 + index + 1000 * cycle,
+              {**plan.settings(), **run, "keeps": [str(done) for done in keeps],
+               "epochs_before": [*before, cycles[:cycle]]})
+        for cycle, epochs in enumerate(cycles)
+    ]
+
+
+def _check_checkpoints(work: Path, floats: Sequence[Stage], densities: Sequence[Stage], resume: bool) -> None:
+    """CheckpointError if there are checkpoints in `work` that the run cannot continue from."""
+    complete = True
+    for stage in (*floats, *densities):
+        path = work / stage.file
+        if not path.exists():
+            complete = complete and not stage.recipe.epochs
+            continue
+        if not resume:
+            raise CheckpointError(f"{path} is there already, from an earlier run: continue it (--resume), name another "
+                                  "folder (--work), or begin anew (--restart)")
+        if not complete:
+            raise CheckpointError(f"{path} is there, but what comes before it has not been trained to its end; "
+                                  f"{OTHER_RUN}")
+        state = load_checkpoint(path, torch.device("cpu"))
+        check_settings(path, state, stage.identity(), unknown=TEACHER)
+        complete = state["epochs"] >= stage.recipe.epochs
+
+
+def _digest(network: nn.Module) -> str:
+    """Of the weights."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        content.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
 
 
 def load_float(network: nn.Module, path: Path) -> None:
-    """Load the weights of a float network: a checkpoint of :func:`prune_and_retrain`, or a saved state_dict."""
+    """Load the weights of a float network: a finished checkpoint of `prune_and_retrain`, or a saved state_dict."""
     state = load_checkpoint(path, torch.device("cpu"))
+    if "settings" in state and state["epochs"] < (wanted := state["settings"]["epochs"]):
+        raise CheckpointError(f"{path} holds {state['epochs']} of {wanted} epochs; finish that run first (--resume)")
     try:
         network.load_state_dict(state.get("network", state))
     except (RuntimeError, TypeError) as error:
@@ -199,8 +275,12 @@ def _recipe(plan: Plan, epochs: int, learning_rate: float, **others: float) -> R
 
 
 def _splits(data: DataSet, holdout: int, device: torch.device) -> tuple[Images, Images]:
+    """The images to train on, and those to show progress on."""
     if not 0 <= holdout < len(data.train):
         raise DatasetError(f"{holdout} of {len(data.train)} training images cannot be held out; some must be left")
+    if len(data.train) > CALIBRATION_IMAGES and len(set(data.train.labels[:CALIBRATION_IMAGES].tolist())) == 1:
+        raise DatasetError(f"the first {CALIBRATION_IMAGES} training images, which scales are chosen by, are all of "
+                           "one class; shuffle them")
     if not holdout:
         return Images(data.train, device), Images(data.test, device)
     kept = len(data.train) - holdout

@@ -13,8 +13,8 @@ no cycle and all column groups of the array finish together::
 A slot matters as much as the L2 norm of its weights, each channel's relative to the norm of its own kernel (magnitude
 pruning: Han et al. 2015, arXiv:1506.02626; by groups: Wen et al. 2016, arXiv:1608.03665).  The number of kept slots
 falls along the cubic schedule of Zhu and Gupta (2017, "To prune, or not to prune", arXiv:1710.01878): fast while there
-is redundancy, slowly towards the end.  Masks are chosen anew at each update from the weights as they were when they
-were pruned, so a slot may come back until the schedule has ended.
+is redundancy, slowly towards the end.  Masks are chosen anew at each update, and weights outside the mask get no
+gradient but stay, so a slot may come back until the schedule has ended.
 
 Works on any ``nn.Conv2d`` through ``torch.nn.utils.parametrize``: ``conv.weight`` reads as the masked weight.
 """
@@ -84,8 +84,8 @@ class Pruner:
 
     The density counts the kernel elements of all convolutions, which lose them evenly, except that `factors` names
     layers that keep so many times the density of the others, and `floors` densities below which layers do not fall:
-    mappings from name patterns (as for files).  Unless floors say otherwise, the first convolution keeps all, and so
-    does every one whose channels do not divide into blocks; fewer channels than a block has are a block.
+    mappings from name patterns (as for files).  The first convolution keeps all unless floors or factors name it, and
+    every one keeps all whose channels do not divide into blocks; fewer channels than a block has are a block.
     With `aligned=False` each weight is pruned by itself, anywhere in its layer: for comparison, as nearly no slot
     becomes empty.
 
@@ -101,24 +101,31 @@ class Pruner:
             raise PruneError("the network has no convolution: nothing to prune")
         whole = {name for name, layer in convolutions.items()
                  if layer.groups != 1 or layer.out_channels % min(group, layer.out_channels)}
-        self.floors: dict[str, float] = {next(iter(convolutions)): 1.0}
-        for pattern, density in (floors or {}).items():
-            matching = [name for name in convolutions if fnmatch(name, pattern)]
-            if not matching or not 0 <= density <= 1:
-                raise PruneError(f"layer {pattern!r} at density {density}: the name must match one of "
-                                 f"{', '.join(convolutions)}, the density lie between 0 and 1")
-            if density < 1 and whole.intersection(matching):
-                raise PruneError(f"{', '.join(sorted(whole.intersection(matching)))}: a layer whose output channels do "
+
+        def matching(pattern: str, pruned: bool) -> list[str]:
+            """Names of layers. PruneError if there is none, or one that cannot be pruned."""
+            names = [name for name in convolutions if fnmatch(name, pattern)]
+            if not names:
+                raise PruneError(f"layer {pattern!r}: the name must match one of {', '.join(convolutions)}")
+            if pruned and whole.intersection(names):
+                raise PruneError(f"{', '.join(sorted(whole.intersection(names)))}: a layer whose output channels do "
                                  f"not divide into blocks of {group}, or that has groups, keeps all; leave it out")
-            self.floors.update(dict.fromkeys(matching, float(density)))
-        self.floors.update(dict.fromkeys(whole, 1.0))
+            return names
+
+        self.floors: dict[str, float] = {}
+        for pattern, density in (floors or {}).items():
+            if not 0 <= density <= 1:
+                raise PruneError(f"layer {pattern!r}: the density must lie between 0 and 1, not be {density}")
+            self.floors.update(dict.fromkeys(matching(pattern, density < 1), float(density)))
         self.factors: dict[str, float] = {}
         for pattern, factor in (factors or {}).items():
-            matching = [name for name in convolutions if fnmatch(name, pattern)]
-            if not matching or factor <= 0:
-                raise PruneError(f"layer {pattern!r} at {factor} times the density: the name must match one of "
-                                 f"{', '.join(convolutions)}, the factor be above 0")
-            self.factors.update(dict.fromkeys(matching, float(factor)))
+            if factor <= 0:
+                raise PruneError(f"layer {pattern!r}: the factor must be above 0, not {factor}")
+            self.factors.update(dict.fromkeys(matching(pattern, True), float(factor)))
+        first = next(iter(convolutions))
+        if first not in {*self.floors, *self.factors}:
+            self.floors[first] = 1.0
+        self.floors.update(dict.fromkeys(whole, 1.0))
         self.layers = {name: layer for name, layer in convolutions.items() if self.floors.get(name) != 1.0}
         self.elements = {name: layer.weight.numel() for name, layer in convolutions.items()}
         self.weights = {name: layer.weight for name, layer in self.layers.items()}
