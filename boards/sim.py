@@ -15,20 +15,37 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from litedram.modules import MT41K64M16, MT48LC16M16
+from litedram.phy.model import SDRAMPHYModel
 from litex.build.generic_platform import Pins, Subsignal
 from litex.build.sim import SimPlatform
 from litex.gen import LiteXModule
-from migen import ClockDomain
+from litex.soc.cores.uart import RS232PHYModel
+from migen import ClockDomain, Signal
 
-from sentei.gateware import firmware, simulation
+from sentei.gateware import simulation
+from sentei.gateware.dram import DRAM
 from sentei.gateware.memory import SimulatedMemory
-from sentei.gateware.soc import CLOCK_HZ, MAIN_RAM_BASE, SenteiSoC, csr_address, firmware_constants
+from sentei.gateware.soc import MAIN_RAM_BASE, SenteiSoC
 from sentei.overlay.errors import InputError
 from sentei.overlay.geometry import PRESETS, Geometry
 from sentei.overlay.hwh import hardware_description
-from sentei.overlay.manifest import MEMORY_MODELS, Manifest, ManifestError, MemoryModel, sha256_of
+from sentei.overlay.manifest import (
+    LITEDRAM,
+    LITEDRAM_DDR3,
+    MEMORY_MODELS,
+    Manifest,
+    ManifestError,
+    MemoryModel,
+    sha256_of,
+)
 
+CLOCK_HZ = 100_000_000
+PACKET_CYCLES = 100_000  # a simulated tenth of a second would be long
 MEMORY_BYTES = 32 << 20
+# Behind LiteDRAM, by memory model: the chip, and the controller's clock to the chip's.
+CHIPS = {LITEDRAM: (MT48LC16M16, "1:1"), LITEDRAM_DDR3: (MT41K64M16, "1:4")}
+CHIP_BITS = 16
 BIT_CONTENT = b"Sentei: simulated, nothing to configure.\n"
 
 _io = [
@@ -70,9 +87,10 @@ _io = [
 
 
 class Clocks(LiteXModule):
-    """Clocks and reset come from the harness."""
+    """Clocks and reset come from the harness. `rst`: the SoC's own wish to be reset."""
 
     def __init__(self, platform):
+        self.rst = Signal()
         self.cd_sys = ClockDomain()
         self.cd_cpu = ClockDomain(reset_less=True)
 
@@ -80,18 +98,28 @@ class Clocks(LiteXModule):
 
         self.comb += [
             self.cd_sys.clk.eq(platform.request("sys_clk")),
-            self.cd_sys.rst.eq(platform.request("sys_rst")),
+            self.cd_sys.rst.eq(platform.request("sys_rst") | self.rst),
             self.cd_cpu.clk.eq(platform.request("cpu_clk")),
         ]
 
 
-def make_soc(geometry: Geometry, memory: MemoryModel, engine: type, words: list[int]):
-    """(SoC, platform), wired to the harness's pads."""
+def main_memory(model: MemoryModel, geometry: Geometry):
+    if model.name not in CHIPS:
+        return SimulatedMemory(model, MAIN_RAM_BASE, MEMORY_BYTES, geometry.bus_bits)
+    chip, rate = CHIPS[model.name]
+    module = chip(CLOCK_HZ, rate)
+    phy = SDRAMPHYModel(module, data_width=CHIP_BITS, clk_freq=CLOCK_HZ)
+    return DRAM(phy, module, MAIN_RAM_BASE, geometry.bus_bits, CLOCK_HZ)
+
+
+def make_soc(geometry: Geometry, memory: MemoryModel, engine: type, directory: Path):
+    """(SoC, platform), wired to the harness's pads; firmware is compiled in `directory`."""
     for logger in ("SoC", "SoCBusHandler", "SoCCSRHandler", "SoCIRQHandler"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     platform = SimPlatform("SIM", list(_io))
-    ram = SimulatedMemory(memory, MAIN_RAM_BASE, MEMORY_BYTES, geometry.bus_bits)
-    soc = SenteiSoC(platform, geometry, engine(geometry), ram, words, "sim", Clocks(platform))
+    ram = main_memory(memory, geometry)
+    phy = RS232PHYModel(platform.request("serial"))
+    soc = SenteiSoC(platform, geometry, engine(geometry), ram, phy, Clocks(platform), CLOCK_HZ, PACKET_CYCLES)
     # A cycle late, so that whoever sees the pulse also sees the registers that changed with it.
     soc.sync += platform.request("engine_irq").eq(soc.engine.irq)
     soc.comb += soc.host.connect_to_pads(platform.request("host"), mode="slave")
@@ -99,9 +127,11 @@ def make_soc(geometry: Geometry, memory: MemoryModel, engine: type, words: list[
         platform.request("irq").eq(soc.interrupts.irq),
         platform.request("bus_error").eq(soc.ctrl.bus_error),
         platform.request("cpu_idle").eq(soc.cpu_idle),
-        ram.stalls.eq(platform.request("stalls")),
-        ram.withhold.eq(platform.request("withhold")),
     ]
+    stalls, withhold = platform.request("stalls"), platform.request("withhold")
+    if isinstance(ram, SimulatedMemory):
+        soc.comb += [ram.stalls.eq(stalls), ram.withhold.eq(withhold)]
+    soc.install_firmware(directory)
     return soc, platform
 
 
@@ -150,26 +180,20 @@ def build(
 def _build(name, geometry, memory, engine, fast, jobs, directory: Path, inputs: str) -> Path:
     work = directory / "work"
     work.mkdir(exist_ok=True)
-    words = firmware.build(firmware_constants(geometry), work)
-    soc, platform = make_soc(geometry, memory, engine, words)
+    soc, platform = make_soc(geometry, memory, engine, work)
     library = simulation.compile_library(simulation.write_verilog(soc, platform, work), work, directory, fast, jobs)
-    addresses = {
-        "main_ram": MAIN_RAM_BASE,
-        "engine": csr_address("engine"),
-        "interrupts": csr_address("interrupts"),
-    }
     description, bit = directory / "sentei.hwh", directory / "sentei.bit"
-    description.write_text(hardware_description(addresses["engine"], addresses["interrupts"], CLOCK_HZ))
+    description.write_text(hardware_description(soc.addresses["engine"], soc.addresses["interrupts"], CLOCK_HZ))
     bit.write_bytes(BIT_CONTENT)
     files = {"library": library, "hwh": description, "bit": bit}
     return Manifest(
         name=f"{name}-{memory.name}",
-        target="sim",
+        target="bridge" if memory.name in CHIPS else "sim",
         geometry=geometry,
         memory=memory,
         clock_hz=CLOCK_HZ,
-        addresses=addresses,
-        memory_bytes=MEMORY_BYTES,
+        addresses=soc.addresses,
+        memory_bytes=soc.memory_bytes,
         files={role: {"name": path.name, "sha256": sha256_of(path)} for role, path in files.items()},
         inputs=inputs,
         directory=directory,

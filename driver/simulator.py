@@ -54,7 +54,7 @@ class Simulator:
 
         size = ctypes.c_uint64()
         address = self._call("memory", ctypes.byref(size))
-        content = (ctypes.c_uint8 * size.value).from_address(address)
+        content = (ctypes.c_uint8 * size.value).from_address(address or 0)
         # The SoC lives as long as any array that looks into its memory.
         weakref.finalize(content, self._functions["destroy"], self._handle).atexit = False
         self.content: ctypes.Array[ctypes.c_uint8] | None = content

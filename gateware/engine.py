@@ -39,7 +39,7 @@ class Profile(Module):
     """Counts what every cycle of a group was spent on, and keeps a record of each layer of each (PROFILE_WORDS).
 
     `bytes_moved` is the number of bytes that the bus moves in this cycle. `index` selects record * 8 + word; `data`
-    shows it a cycle later. A full memory takes no more records.
+    shows it two cycles later. A full memory takes no more records.
     """
 
     COUNTER_BITS = 24
@@ -110,11 +110,11 @@ class Profile(Module):
             write_port.dat_w.eq(Cat(*[written[name] for name in PROFILE_WORDS])),
             write_port.we.eq(writing & room),
             read_port.adr.eq(self.index[word_bits:]),
-            Case(
-                select,
-                {k: self.data.eq(read_port.dat_r[32 * k : 32 * (k + 1)]) for k in range(len(PROFILE_WORDS))},
-            ),
         ]
+        self.sync += Case(
+            select,
+            {k: self.data.eq(read_port.dat_r[32 * k : 32 * (k + 1)]) for k in range(len(PROFILE_WORDS))},
+        )
 
 
 class Core(Module):

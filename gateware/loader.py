@@ -28,11 +28,14 @@ class Loader(Module):
         self.target = Signal(4)
         self.units = Signal(8)
         self.address = Signal(16)
-        self.sink = sink = stream.Endpoint([("data", LOAD_BITS)])
+        # Whether there is room depends on much; the DMA hears of it a cycle later.
+        self.submodules.inlet = inlet = stream.PipeReady([("data", LOAD_BITS)])
+        self.sink = inlet.sink
         self.busy = Signal()
 
         # # #
 
+        sink = inlet.source
         lengths = {target: load_words(target, geometry) for target in Target}
         longest = max(lengths.values())
         entry = Signal(LOAD_BITS * longest)
@@ -50,7 +53,7 @@ class Loader(Module):
             writer.valid.eq(full & (target == Target.ACTIVATION)),
             writer.word.eq(address),
             writer.data.eq(entry[: ACTIVATION_BITS * geometry.lanes]),
-            self.busy.eq(full),
+            self.busy.eq(full | sink.valid),
         ]
         store = {word: entry[LOAD_BITS * word : LOAD_BITS * (word + 1)].eq(sink.data) for word in range(longest)}
         self.sync += [

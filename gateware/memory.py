@@ -36,6 +36,8 @@ class SimulatedMemory(LiteXModule):
     def __init__(self, model: MemoryModel, base: int, size_bytes: int, bus_bits: int):
         self.model = model
         self.size_bytes = size_bytes
+        self.parts: dict = {}
+        self.header = ""
         self.axi = axi.AXIInterface(data_width=bus_bits, address_width=32, id_width=1)
         self.bus = wishbone.Interface(data_width=32, address_width=32, addressing="word")
         self.stalls = Signal(32)

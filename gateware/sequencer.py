@@ -84,14 +84,24 @@ class Sequencer(Module):
         ]
         self.sync += jobs_left.eq(jobs_left + (self.jobs.valid & self.jobs.ready) - self.done)
 
-        memory = Memory(LOAD_BITS, geometry.instruction_words)
-        fetch_port = memory.get_port(mode=READ_FIRST)
-        write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
-        self.specials += memory, fetch_port, write_port
+        # A memory for each of an instruction's words.
         job = queue.source
         filled = Signal(max=geometry.instruction_words + 1)
-        half = Signal()
-        low = Signal(LOAD_BITS)
+        fill = Signal()
+        part_bits = log2_int(INSTRUCTION_LOAD_WORDS)
+        fetched = []
+        for part in range(INSTRUCTION_LOAD_WORDS):
+            memory = Memory(LOAD_BITS, geometry.instruction_words // INSTRUCTION_LOAD_WORDS)
+            fetch_port = memory.get_port(mode=READ_FIRST)
+            write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
+            self.specials += memory, fetch_port, write_port
+            self.comb += [
+                write_port.adr.eq(filled[part_bits:]),
+                write_port.dat_w.eq(self.instructions.data),
+                write_port.we.eq(fill & (filled[:part_bits] == part)),
+                fetch_port.adr.eq(self.pointer),
+            ]
+            fetched.append(fetch_port.dat_r)
         word = Signal(INSTRUCTION_LOAD_WORDS * LOAD_BITS)
         here, statements = fields_of(INSTRUCTION, word)
         base = Signal(32)
@@ -99,10 +109,6 @@ class Sequencer(Module):
         self.comb += [
             *statements,
             self.fields.eq(word),
-            write_port.adr.eq(filled),
-            write_port.dat_w.eq(self.instructions.data),
-            fetch_port.adr.eq(Cat(half, self.pointer)),
-            word.eq(Cat(low, fetch_port.dat_r)),
             Case(
                 here.base,
                 {
@@ -193,14 +199,13 @@ class Sequencer(Module):
             self.instructions.ready.eq(1),
             If(
                 self.instructions.valid,
-                write_port.we.eq(1),
+                fill.eq(1),
                 NextValue(filled, filled + 1),
                 If(filled == job.program_words - 1, NextState("FETCH")),
             ),
         )
-        # The memory answers one cycle after the address: low word first, then the high word.
-        fsm.act("FETCH", half.eq(0), NextState("FETCH-HIGH"))
-        fsm.act("FETCH-HIGH", half.eq(1), NextValue(low, fetch_port.dat_r), NextState("EXECUTE"))
+        fsm.act("FETCH", NextState("DECODE"))
+        fsm.act("DECODE", NextValue(word, Cat(*fetched)), NextState("EXECUTE"))
         advance = [NextValue(self.pointer, self.pointer + 1), NextState("FETCH")]
         stop = [NextValue(self.error, ErrorCode.BAD_INSTRUCTION), NextState("STOP")]
         self.comb += [
@@ -211,7 +216,6 @@ class Sequencer(Module):
         ]
         fsm.act(
             "EXECUTE",
-            half.eq(1),
             read.address.eq(base + here.offset),
             read.words.eq(length),
             Case(

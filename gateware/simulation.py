@@ -62,8 +62,6 @@ def write_verilog(soc, platform, directory: Path) -> list[Path]:
 
     The same SoC gives the same text: comments, which carry the date, are left out.
     """
-    soc.finalize()
-    soc.check_registers()
     fragment = soc.get_fragment()
     platform.finalize(fragment)
     output = platform.get_verilog(fragment, name="sim", regular_comb=False)

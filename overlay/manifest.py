@@ -21,7 +21,7 @@ from sentei.overlay.instructions import fingerprint
 
 MANIFEST_FORMAT = 1
 MANIFEST_NAME = "manifest.json"
-ADDRESSES = ("main_ram", "engine", "interrupts")  # base addresses that every overlay has
+ADDRESSES = ("main_ram", "ctrl", "engine", "interrupts")  # base addresses that every overlay has
 REMEDY = "build the overlay again with `sentei build`"
 
 
@@ -59,11 +59,16 @@ class MemoryModel:
         return f"{self.name}: {self.width_bits} bits {pace} {sharing}, latency {self.latency_cycles} cycles"
 
 
+LITEDRAM, LITEDRAM_DDR3 = "litedram", "litedram-ddr3"  # simulated: a chip's model behind LiteDRAM, which refreshes it
 MEMORY_MODELS = {
     model.name: model
     for model in (
         MemoryModel("zynq-hp", width_bits=64, latency_cycles=20, cycles_per_word=1, duplex=True),
         MemoryModel("ulx3s-sdram", width_bits=16, latency_cycles=10, cycles_per_word=1, duplex=False),
+        MemoryModel("colorlight-sdram", width_bits=32, latency_cycles=10, cycles_per_word=1, duplex=False),
+        MemoryModel("ddr3", width_bits=128, latency_cycles=20, cycles_per_word=1, duplex=False),
+        MemoryModel(LITEDRAM, width_bits=16, latency_cycles=10, cycles_per_word=1, duplex=False),
+        MemoryModel(LITEDRAM_DDR3, width_bits=128, latency_cycles=20, cycles_per_word=1, duplex=False),
     )
 }
 

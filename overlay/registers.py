@@ -136,3 +136,14 @@ PROFILE_WORDS = (
 # Registers of the interrupt controller, 4 bytes apart: those of the Xilinx AXI INTC (PG099) that pynq expects.
 INTERRUPT_REGISTERS = ("isr", "ipr", "ier", "iar", "sie", "cie", "ivr", "mer")
 INTERRUPT_VLNV = "xilinx.com:ip:axi_intc:4.1"
+
+# Registers through which the firmware tells of the SoC, 4 bytes apart.
+SYSTEM_REGISTERS = ("sleep", "memory")
+
+
+class MemoryState(IntEnum):
+    """What the firmware says of main memory after a reset, in `memory`. Until then nobody else may use it."""
+
+    UNKNOWN = 0
+    READY = 1
+    FAILED = 2

@@ -300,24 +300,6 @@ def simulator(overlay_path):
     simulator.close()
 
 
-def test_the_firmware_names_the_engine_and_answers_bytes(simulator):
-    geometry = simulator.manifest.geometry
-    banner = (
-        f"Sentei {simulator.manifest.fingerprint:08x}: {geometry.lanes} lanes x {geometry.columns} columns, "
-        f"{geometry.groups} groups\n"
-    ).encode()
-    simulator.run(30_000)
-    assert simulator.uart() == banner
-    simulator.run(30_000)
-    assert simulator.uart() == b""
-    simulator.send_uart(b"?")
-    simulator.run(30_000)
-    assert simulator.uart() == banner
-    simulator.reset()
-    simulator.run(30_000)
-    assert simulator.uart() == banner
-
-
 def test_the_host_reaches_memory_and_registers_and_nothing_else(simulator):
     from sentei.driver.errors import BusAccessError
 
@@ -344,4 +326,4 @@ def test_a_missing_compiler_is_named_with_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda program: None)
     message = "riscv64-unknown-elf-gcc must be installed .*: sudo apt-get install gcc-riscv64-unknown-elf"
     with pytest.raises(firmware.ToolMissingError, match=message):
-        firmware.build(firmware_constants(PRESETS["8x8"]), tmp_path)
+        firmware.build(firmware_constants(PRESETS["8x8"], 1 << 20), tmp_path)
