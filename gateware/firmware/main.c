@@ -1,56 +1,16 @@
-/* Firmware of the soft CPU: says on the UART which engine it stands beside, then sleeps.
+/* Firmware of the soft CPU: a command loop on the UART, for a user with nothing but a terminal.
  *
- * Every byte received makes it say so again. sentei.h is generated from the overlay's tables.
+ * sentei.h is generated from the overlay's tables.
  */
-#include <stdint.h>
+#include "classify.h"
+#include "console.h"
+#include "registers.h"
+#ifdef DRAM
+#include <liblitedram/sdram.h>
+#endif
 
-#include "sentei.h"
-
-static uint32_t read_register(uint32_t address)
-{
-    return *(volatile uint32_t *)address;
-}
-
-static void write_register(uint32_t address, uint32_t value)
-{
-    *(volatile uint32_t *)address = value;
-}
-
-static void put_character(char character)
-{
-    while (read_register(UART_TXFULL)) {
-    }
-    write_register(UART_RXTX, (uint8_t)character);
-}
-
-static void put_text(const char *text)
-{
-    while (*text)
-        put_character(*text++);
-}
-
-static void put_hexadecimal(uint32_t value)
-{
-    for (int shift = 28; shift >= 0; shift -= 4)
-        put_character("0123456789abcdef"[(value >> shift) & 15]);
-}
-
-static void put_decimal(uint32_t value)
-{
-    static const uint32_t powers[] = {100, 10, 1};
-    int started = 0;
-
-    for (unsigned i = 0; i < 3; i++) {
-        char digit = '0';
-        while (value >= powers[i]) {
-            value -= powers[i];
-            digit++;
-        }
-        started |= digit != '0' || powers[i] == 1;
-        if (started)
-            put_character(digit);
-    }
-}
+#define TESTED_WORDS 1024u
+#define BLOCK_WORDS 64u
 
 static void put_banner(void)
 {
@@ -65,7 +25,9 @@ static void put_banner(void)
     put_decimal((geometry >> 8) & 0xff);
     put_text(" columns, ");
     put_decimal((geometry >> 16) & 0xff);
-    put_text(" groups\n");
+    put_text(" groups; ");
+    put_decimal(MAIN_RAM_BYTES >> 20);
+    put_text(" MiB\n");
     if (fingerprint != EXPECTED_FINGERPRINT) {
         put_text("this firmware was built for ");
         put_hexadecimal(EXPECTED_FINGERPRINT);
@@ -73,16 +35,81 @@ static void put_banner(void)
     }
 }
 
+static uint32_t next_value(uint32_t value)
+{
+    return value << 1 ^ (value >> 31 ? 0xc5u : 0);
+}
+
+/* Write and read the last words of main memory, which keep what they hold. Returns how many were wrong. */
+static uint32_t test_memory(void)
+{
+    volatile uint32_t *memory = (volatile uint32_t *)(MAIN_RAM_BASE + MAIN_RAM_BYTES) - TESTED_WORDS;
+    uint32_t kept[BLOCK_WORDS], wrong = 0, written = 1, expected = 1;
+
+    for (uint32_t block = 0; block < TESTED_WORDS; block += BLOCK_WORDS, memory += BLOCK_WORDS) {
+        for (uint32_t index = 0; index < BLOCK_WORDS; index++)
+            kept[index] = memory[index];
+        for (uint32_t index = 0; index < BLOCK_WORDS; index++, written = next_value(written))
+            memory[index] = written;
+        for (uint32_t index = 0; index < BLOCK_WORDS; index++, expected = next_value(expected))
+            wrong += memory[index] != expected;
+        for (uint32_t index = 0; index < BLOCK_WORDS; index++)
+            memory[index] = kept[index];
+    }
+    return wrong;
+}
+
+static void put_wrong(uint32_t wrong)
+{
+    put_text("main memory: ");
+    put_decimal(wrong);
+    put_text(" of ");
+    put_decimal(TESTED_WORDS);
+    put_text(" words wrong\n");
+}
+
+static int same(const char *one, const char *other)
+{
+    while (*one && *one == *other) {
+        one++;
+        other++;
+    }
+    return *one == *other;
+}
+
 int main(void)
 {
+    char line[LINE_CHARACTERS];
+    uint32_t wrong = 0;
+
+#ifdef DRAM
+    sdram_init(); /* what it returns says nothing without its own test */
+    wrong = test_memory();
+#endif
+    put_banner();
+    if (wrong)
+        put_wrong(wrong);
+    /* Last, so that a host who waits for it is not talked to afterwards. */
+    write_register(SYSTEM_MEMORY, wrong ? MEMORY_FAILED : MEMORY_READY);
     for (;;) {
-        put_banner();
-        write_register(POWER_SLEEP, 1);
-        while (read_register(UART_RXEMPTY))
-            write_register(POWER_SLEEP, 1);
-        while (!read_register(UART_RXEMPTY)) {
-            (void)read_register(UART_RXTX);
-            write_register(UART_EV_PENDING, 2);
+        put_text("> ");
+        get_line(line);
+        if (same(line, "info")) {
+            put_banner();
+        } else if (same(line, "run")) {
+            if (!check_image(MAIN_RAM_BASE))
+                run_image(MAIN_RAM_BASE);
+        } else if (same(line, "selftest")) {
+            int failed = (wrong = test_memory()) != 0;
+
+            put_wrong(wrong);
+            if (is_image(MAIN_RAM_BASE))
+                failed |= check_image(MAIN_RAM_BASE);
+            put_text(failed ? "selftest failed\n" : "selftest passed\n");
+        } else if (line[0]) {
+            put_text("info      which engine this is\n"
+                     "run       classify the pictures that lie in main memory with the program beside them\n"
+                     "selftest  test main memory and what lies there\n");
         }
     }
 }

@@ -1,0 +1,2 @@
+/* For liblitedram, which uses nothing of it. */
+#pragma once
