@@ -1,7 +1,7 @@
-"""A pynq Device in front of a Verilated SoC, so that pynq's own classes work on it unchanged.
+"""A pynq Device in front of a SoC that is no Zynq, so that pynq's own classes work on it unchanged.
 
-Registers go through the SoC's bus, buffers lie in its main memory (no copies), and its interrupt line stands where
-pynq expects a UIO device. Simulated time passes only during register accesses and while someone waits.
+Of a Verilated SoC, registers go through the bus, buffers lie in its main memory (no copies), and its interrupt line
+stands where pynq expects a UIO device. Simulated time passes only during register accesses and while someone waits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import time
 import weakref
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,10 @@ class CycleClock:
 
 
 class InterruptLine:
-    """Stands in for pynq's UioController: lets simulated time pass until the line is high, then tells who waits."""
+    """Stands in for pynq's UioController. `interrupted` waits a while for a high line, and says whether it is."""
 
-    def __init__(self, simulator: Simulator):
-        self._simulator = simulator
+    def __init__(self, interrupted: Callable[[], Awaitable[bool]]):
+        self._interrupted = interrupted
         self._events: list = []
         self._pump: asyncio.Task | None = None
         self.count = 0  # times that the line was seen high
@@ -72,27 +73,25 @@ class InterruptLine:
 
     async def _run(self) -> None:
         while self._events:
-            if self._simulator.run_until_interrupt(SLICE_CYCLES):
+            if await self._interrupted():
                 self.count += 1
                 events, self._events = self._events, []
                 for event in events:
                     event.set()
-            await asyncio.sleep(0)
+                await asyncio.sleep(0)
 
 
-class SimulatedDevice(pynq.Device):
-    """`simulator` is powered up when the device is made and reset by every download."""
+class SoCDevice(pynq.Device):
+    """What all devices share that hand out main memory themselves. `interrupt_line` stands where pynq wants UIO."""
 
     capabilities = {"REGISTER_RW": True}  # noqa: RUF012 (pynq's convention)
+    interrupt_line: InterruptLine
 
-    def __init__(self, manifest: Manifest | str | Path):
-        super().__init__(f"sentei_simulated_{next(_numbers)}")
-        self.simulator = Simulator(manifest)
-        self.manifest = self.simulator.manifest
-        self.clock = CycleClock(self.simulator)
-        self.interrupt_line = InterruptLine(self.simulator)
-        self._memory_base = self.manifest.addresses["main_ram"]
-        self._allocator = Allocator(len(self.simulator.memory))
+    def __init__(self, kind: str, manifest: Manifest, memory_bytes: int):
+        super().__init__(f"sentei_{kind}_{next(_numbers)}")
+        self.manifest = manifest
+        self._memory_base = manifest.addresses["main_ram"]
+        self._allocator = Allocator(memory_bytes)
 
     def activate(self) -> None:
         """Make this the device that pynq's global functions use, and its interrupt line the one they find."""
@@ -105,33 +104,18 @@ class SimulatedDevice(pynq.Device):
         self.interrupt_line.forget()
         pynq.interrupt._InterruptController._controllers.clear()
 
-    def read_registers(self, address: int, length: int) -> bytes:
-        words = (self.simulator.read(address + i).to_bytes(4, "little") for i in range(0, length, 4))
-        return b"".join(words)
-
-    def write_registers(self, address: int, data) -> None:
-        data = bytes(data)
-        for i in range(0, len(data), 4):
-            self.simulator.write(address + i, int.from_bytes(data[i : i + 4], "little"))
-
     def get_bitfile_metadata(self, bitfile_name: str, partial: bool = False):
         description = Metadata(input=str(Path(bitfile_name).with_suffix(".hwh")))
         metadata = pynq.metadata.runtime_metadata_parser.RuntimeMetadataParser(description)
-        metadata.clock_dict = {}  # the simulated clock needs no setting
+        metadata.clock_dict = {}  # its clock needs no setting
         return metadata
-
-    def download(self, bitstream, parser=None) -> None:
-        """As configuring an FPGA: the SoC starts from reset, buffers keep their content."""
-        self.simulator.reset()
-        self.forget_interrupts()
-        self.post_download(bitstream, parser)
 
     def allocate(self, shape, dtype="u4", **_) -> pynq.buffer.PynqBuffer:
         """A buffer in main memory; it is free again when nothing refers to it. OutOfMemoryError if there is no room."""
         dtype = np.dtype(dtype)
         length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         offset = self._allocator.allocate(length)
-        piece = (ctypes.c_uint8 * length).from_buffer(self.simulator.content, offset)
+        piece = self._piece(offset, length)
         weakref.finalize(piece, self._allocator.free, offset, length).atexit = False
         return pynq.buffer.PynqBuffer(
             shape,
@@ -143,10 +127,50 @@ class SimulatedDevice(pynq.Device):
             coherent=False,
         )
 
+    def _piece(self, offset: int, length: int) -> ctypes.Array[ctypes.c_uint8]:
+        """Where the host keeps `length` bytes of main memory."""
+        raise NotImplementedError
+
     @property
     def free_bytes(self) -> int:
         """Bytes of main memory that no buffer has."""
         return self._allocator.free_bytes
+
+    def close(self) -> None:
+        """Let go of the SoC."""
+        raise NotImplementedError
+
+
+class SimulatedDevice(SoCDevice):
+    """`simulator` is powered up when the device is made and reset by every download."""
+
+    def __init__(self, manifest: Manifest | str | Path):
+        self.simulator = Simulator(manifest)
+        super().__init__("simulated", self.simulator.manifest, len(self.simulator.memory))
+        self.clock = CycleClock(self.simulator)
+        self.interrupt_line = InterruptLine(self._interrupted)
+
+    async def _interrupted(self) -> bool:
+        await asyncio.sleep(0)
+        return self.simulator.run_until_interrupt(SLICE_CYCLES)
+
+    def read_registers(self, address: int, length: int) -> bytes:
+        words = (self.simulator.read(address + i).to_bytes(4, "little") for i in range(0, length, 4))
+        return b"".join(words)
+
+    def write_registers(self, address: int, data) -> None:
+        data = bytes(data)
+        for i in range(0, len(data), 4):
+            self.simulator.write(address + i, int.from_bytes(data[i : i + 4], "little"))
+
+    def download(self, bitstream, parser=None) -> None:
+        """As configuring an FPGA: the SoC starts from reset, buffers keep their content."""
+        self.simulator.reset()
+        self.forget_interrupts()
+        self.post_download(bitstream, parser)
+
+    def _piece(self, offset: int, length: int) -> ctypes.Array[ctypes.c_uint8]:
+        return (ctypes.c_uint8 * length).from_buffer(self.simulator.content, offset)
 
     def flush(self, bo, offset, vaddr, nbytes) -> None:
         """Nothing to do: host and SoC see the same bytes."""

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from sentei.driver.device import SimulatedDevice
+from sentei.driver.device import SimulatedDevice, SoCDevice
 from sentei.driver.engine import EngineDriver  # noqa: F401 (importing it binds it to its VLNV)
 from sentei.driver.errors import DeviceError, FingerprintMismatch
 from sentei.driver.quiet_pynq import pynq
@@ -69,6 +70,10 @@ class SenteiOverlay(pynq.Overlay):
         self._ready = False
         if self.manifest.target == "sim":
             device = device or SimulatedDevice(self.manifest)
+        if self.manifest.target == "bridge" and device is None:
+            raise InputError(f"{path}: what it describes is behind a serial port; name that, too, as in "
+                             f"{path}:/dev/ttyUSB0")
+        if device is not None:
             pynq.Device.active_device = device
         self.manifest.file("hwh")
         super().__init__(str(self.manifest.file("bit").resolve()), device=device, download=download, **options)
@@ -137,6 +142,7 @@ class SenteiOverlay(pynq.Overlay):
             self.download()
             self._activate()
             self.engine.jobs = 0
+            buffer.flush()
         self.engine.register_map.program_base = buffer.device_address
         self.engine.register_map.program_words = program.instruction_load_words
         await self.engine.wait(self.engine.start(program.prologue, load=True))
@@ -258,7 +264,7 @@ class SenteiOverlay(pynq.Overlay):
         """Give up buffers and, if simulated, the SoC."""
         self.program = self._program_buffer = None
         self._slots = []
-        if isinstance(self.device, SimulatedDevice):
+        if isinstance(self.device, SoCDevice):
             self.device.close()
 
     def __enter__(self) -> SenteiOverlay:
@@ -283,8 +289,21 @@ def _complete(coroutine):
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 loop.run_until_complete(task)
             raise
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
+    future = asyncio.run_coroutine_threadsafe(coroutine, _background_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@functools.cache
+def _background_loop() -> asyncio.AbstractEventLoop:
+    """A loop in a thread of its own, for callers whose own loop is busy. One for all: pynq registers a board's
+    interrupts with the loop that waits for the first."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="sentei", daemon=True).start()
+    return loop
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:

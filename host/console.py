@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sentei.overlay.errors import InputError
+from sentei.overlay.manifest import MEMORY_MODELS
 from sentei.overlay.program import MAGIC, Program
 
 # Names of files and layers may contain brackets, which are no markup; a file may be wider than a terminal.
@@ -20,9 +21,11 @@ console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty
 
 Model = Annotated[Path, typer.Argument(help="QONNX model (.onnx)")]
 ModelOrProgram = Annotated[Path, typer.Argument(help="QONNX model (.onnx) or program file (.sentei)")]
-Target = Annotated[str, typer.Option(help="'sim', or an overlay's directory")]
-GeometryName = Annotated[str, typer.Option("--geometry", help="size of the engine: 32x32, 16x16 or 8x8")]
-MemoryName = Annotated[str, typer.Option("--memory", help="model of main memory: zynq-hp or ulx3s-sdram")]
+Target = Annotated[str, typer.Option(help="'sim', an overlay's directory, or DIRECTORY:PORT for a board behind a "
+                                        "serial port, as build/ulx3s-12F:/dev/ttyUSB0")]
+GeometryName = Annotated[str, typer.Option("--geometry", help="size of the engine: 32x32, 16x16 or 8x8, or an "
+                                              "overlay's directory")]
+MemoryName = Annotated[str, typer.Option("--memory", help=f"model of main memory: {', '.join(MEMORY_MODELS)}")]
 Batch = Annotated[int | None, typer.Option(min=1, help="pictures of a job: more throughput, more latency")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
 

@@ -1,19 +1,28 @@
 """Finds or builds what a program runs on.
 
-A target is `sim` (the Verilated SoC, built on first use and kept under build/sim) or the path of an overlay's directory
-or manifest; or, where only cycles are asked for, `predict`: the SoC with the engine's control alone.
+A target is one of
+
+    sim              the Verilated SoC, built on first use and kept under build/sim
+    OVERLAY          the path of an overlay's directory or manifest
+    OVERLAY:PORT     the same on a board that is no PYNQ, behind its serial port (see driver/uartbone.py)
+    predict          where only cycles are asked for: the SoC with the engine's control alone
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from sentei.driver import SenteiOverlay
 from sentei.overlay.errors import InputError, SenteiError
 from sentei.overlay.geometry import PRESETS, Geometry
-from sentei.overlay.manifest import MEMORY_MODELS
+from sentei.overlay.manifest import MEMORY_MODELS, Manifest
+
+OVERLAY = "overlay: "  # how the last line of a build begins
 
 
 class BuildError(SenteiError):
@@ -21,10 +30,12 @@ class BuildError(SenteiError):
 
 
 def geometry_named(name: str) -> Geometry:
-    """Preset geometry of that name."""
-    if name not in PRESETS:
-        raise BuildError(f"geometry must be one of {', '.join(PRESETS)}, not {name!r}")
-    return PRESETS[name]
+    """Preset geometry of that name, or that of an overlay's directory."""
+    if name in PRESETS:
+        return PRESETS[name]
+    if Path(name).is_dir():
+        return Manifest.load(name).geometry
+    raise BuildError(f"geometry must be one of {', '.join(PRESETS)}, or an overlay's directory, not {name!r}")
 
 
 def build_simulator(geometry: str = "32x32", memory: str = "zynq-hp", control: bool = False) -> Path:
@@ -47,6 +58,29 @@ def build_simulator(geometry: str = "32x32", memory: str = "zynq-hp", control: b
     return directory
 
 
+def build_board(arguments: list[str], step: Callable) -> Path:
+    """Build a board's overlay as `python -m sentei.boards ARGUMENTS` does, each step in the context `step(text)`.
+
+    Returns its directory. BuildError with what the build says.
+    """
+    command = [sys.executable, "-m", "sentei.boards", *arguments]
+    said = ""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        ExitStack() as under_way,
+    ):
+        for line in process.stdout or ():
+            said = line.strip()
+            under_way.close()
+            if not said.startswith(OVERLAY):
+                under_way.enter_context(step(said))
+        if process.wait():
+            errors.seek(0)
+            raise BuildError(errors.read().strip())
+    return Path(said.removeprefix(OVERLAY))
+
+
 def open_target(target: str, geometry: str = "32x32", memory: str = "zynq-hp", results: bool = True) -> SenteiOverlay:
     """The overlay behind `target`; `geometry` and `memory` choose the simulator.
 
@@ -56,4 +90,9 @@ def open_target(target: str, geometry: str = "32x32", memory: str = "zynq-hp", r
         raise InputError("the target 'predict' counts cycles and computes nothing; use 'sim'")
     if target in ("sim", "predict"):
         return SenteiOverlay(build_simulator(geometry, memory, control=target == "predict"))
-    return SenteiOverlay(Path(target))
+    directory, separator, port = target.partition(":")
+    if separator:
+        from sentei.driver.bridge import BridgeDevice
+
+        return SenteiOverlay(directory, device=BridgeDevice(directory, port))
+    return SenteiOverlay(target)

@@ -1,8 +1,15 @@
-"""The driver on a Verilated SoC: pynq's own classes at work, answers that are right, errors that leave it usable."""
+"""The driver on a Verilated SoC, in process, behind the bridge to its serial port, and at the addresses of pynq_z2's
+`.hwh`: pynq's own classes at work, answers that are right, errors that leave it usable.
+"""
 
 import asyncio
+import functools
+import os
+import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +17,7 @@ import pytest
 pynq = pytest.importorskip("sentei.driver.quiet_pynq").pynq
 
 from copy_program import CHANNELS, HEIGHT, WIDTH, copy_program  # noqa: E402
+from mock_zynq import MockZynq  # noqa: E402
 
 from sentei.driver import (  # noqa: E402
     DeviceNotResponding,
@@ -21,19 +29,84 @@ from sentei.driver import (  # noqa: E402
     SenteiOverlay,
 )
 from sentei.driver.allocator import Allocator  # noqa: E402
+from sentei.driver.bridge import BridgeDevice  # noqa: E402
+from sentei.driver.serve import listen, serve  # noqa: E402
+from sentei.driver.simulator import Simulator  # noqa: E402
 from sentei.overlay.errors import InputError  # noqa: E402
 from sentei.overlay.geometry import PRESETS  # noqa: E402
 from sentei.overlay.manifest import Manifest, ManifestError  # noqa: E402
 from sentei.overlay.registers import REGISTERS, VLNV, ErrorCode  # noqa: E402
 
 LIMIT_CYCLES = 100_000
+LIMIT_S = 1.0
+
+
+class Shared:
+    """A simulator that two threads use: the one that serves it, and the test."""
+
+    def __init__(self, simulator: Simulator):
+        self._simulator = simulator
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str):
+        value = getattr(self._simulator, name)
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def alone(*arguments):
+            with self._lock:
+                return value(*arguments)
+
+        return alone
 
 
 @pytest.fixture(scope="module")
-def overlay(overlay_path):
-    with SenteiOverlay(overlay_path()) as overlay:
-        overlay.engine.clock.limit = LIMIT_CYCLES
+def pynq_z2(tmp_path_factory):
+    """Overlay of a small engine, built as for the board; in Vivado's place stands a script that makes an empty file."""
+    pytest.importorskip("litex_boards")
+    from sentei.boards.board import NAME, Device
+    from sentei.boards.pynq_z2 import BOARD
+
+    directory = tmp_path_factory.mktemp("pynq_z2")
+    vivado = directory / "vivado"
+    vivado.write_text(f"""#!/bin/sh
+[ "$1" = -version ] && exit
+: > {NAME}.bit
+printf 'WNS(ns)\\n-------\\n  0.100\\n' > {NAME}_timing.rpt
+""")
+    vivado.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(directory), prepend=os.pathsep)
+        replace(BOARD, devices={"small": Device(PRESETS["8x8"], 16, 100_000_000)}).build("small", directory / "overlay")
+    return directory / "overlay"
+
+
+@pytest.fixture(scope="module", params=["in process", "bridge", "pynq_z2"])
+def overlay(overlay_path, request):
+    if request.param == "in process":
+        with SenteiOverlay(overlay_path()) as overlay:
+            overlay.engine.clock.limit = LIMIT_CYCLES
+            yield overlay
+        return
+    if request.param == "pynq_z2":
+        path = request.getfixturevalue("pynq_z2")
+        with SenteiOverlay(path, device=MockZynq(path, overlay_path())) as overlay:
+            overlay.engine.clock.limit = LIMIT_CYCLES
+            yield overlay
+        return
+    simulator = Shared(Simulator(overlay_path()))
+    listener = listen()
+    server = threading.Thread(target=serve, args=(simulator, listener, 1), daemon=True)
+    server.start()
+    device = BridgeDevice(overlay_path(), f"tcp:localhost:{listener.getsockname()[1]}")
+    with SenteiOverlay(overlay_path(), device=device) as overlay:
+        overlay.engine.clock.limit = LIMIT_S
+        device.simulator = simulator
         yield overlay
+    server.join(10)
+    assert not server.is_alive()
+    simulator.close()
 
 
 @pytest.fixture
@@ -78,9 +151,11 @@ def test_buffers_lie_in_main_memory(overlay):
     buffer = pynq.allocate((16,), np.uint32)
     assert isinstance(buffer, pynq.buffer.PynqBuffer)
     buffer[:] = np.arange(16) * 0x01010101
+    buffer.flush()
     simulator = overlay.device.simulator
     assert [simulator.read(buffer.device_address + 4 * i) for i in range(16)] == buffer.tolist()
     simulator.write(buffer.device_address + 8, 0x12345678)
+    buffer.invalidate()
     assert buffer[2] == 0x12345678 and buffer[1:].device_address == buffer.device_address + 4
 
 
@@ -132,16 +207,18 @@ def test_run_async_leaves_the_loop_to_others(loaded):
         async def tick():
             while True:
                 ticks.append(1)
+                loaded.device.simulator.withhold_memory(len(ticks) < 3)
                 await asyncio.sleep(0)
 
         ticks: list[int] = []
+        loaded.device.simulator.withhold_memory(True)
         other = asyncio.ensure_future(tick())
         outputs = await loaded.run_async(pictures(3))
         other.cancel()
         return outputs, len(ticks)
 
     outputs, ticks = asyncio.run(both())
-    assert np.array_equal(outputs, pictures(3)) and ticks > 3
+    assert np.array_equal(outputs, pictures(3)) and ticks >= 3
 
 
 def test_run_works_inside_a_running_event_loop(loaded):
@@ -154,7 +231,7 @@ def test_run_works_inside_a_running_event_loop(loaded):
 def test_withheld_memory_times_out_with_the_engine_state_and_the_next_run_works(loaded):
     simulator = loaded.device.simulator
     simulator.withhold_memory(True)
-    message = r"did not end within 100000 cycles; instruction \d+, .* last read at"
+    message = r"did not end within (100000 cycles|1.0 s); instruction \d+, .* last read at"
     with pytest.raises(EngineTimeout, match=message) as info:
         loaded.run(pictures(1))
     assert info.value.state["busy"] == 1 and info.value.state["loading"] == 1
@@ -176,7 +253,7 @@ def test_memory_withheld_during_recovery_reloads_the_overlay(loaded):
 def test_a_frozen_clock_is_reported_and_the_next_run_works(loaded):
     simulator = loaded.device.simulator
     simulator.freeze(True)
-    with pytest.raises(DeviceNotResponding, match="got no answer within"):
+    with pytest.raises(DeviceNotResponding, match=r"g(ot|ives) no answer within"):
         loaded.run(pictures(1))
     simulator.freeze(False)
     assert np.array_equal(loaded.run(pictures(2)), pictures(2))
@@ -222,6 +299,15 @@ def test_a_program_for_another_geometry_is_refused_with_all_three_fingerprints(o
 def test_wrong_pictures_are_refused(loaded, images, message):
     with pytest.raises(InputError, match=message):
         loaded.run(images)
+
+
+def test_a_board_without_its_port_is_refused(overlay_path, tmp_path):
+    manifest = replace(Manifest.load(overlay_path()), target="bridge")
+    for entry in manifest.files.values():
+        shutil.copy(manifest.directory / entry["name"], tmp_path)
+    replace(manifest, directory=tmp_path).save()
+    with pytest.raises(InputError, match=r"is behind a serial port; name that, too, as in .*:/dev/ttyUSB0"):
+        SenteiOverlay(tmp_path)
 
 
 def test_running_without_a_program_is_refused(overlay_path):
