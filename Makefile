@@ -7,10 +7,10 @@ REQUIREMENTS := pyproject.toml constraints.txt $(SETUP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo test test-train accuracy pruning lint docs area performance clean
+.PHONY: help packages setup setup-train demo test test-train accuracy pruning lint docs area performance ulx3s-12f ulx3s-85f resources bridge clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 packages:
 	@$(SETUP) packages
@@ -52,6 +52,18 @@ lint: setup ## check style and types
 
 area: setup ## measure the engine's area on an ECP5, block by block, in some minutes
 	$(VENV)/bin/python -m sentei.boards.area --json build/area/area.json
+
+ulx3s-12f: setup ## bitstream for the smallest ULX3S, in some minutes: build/ulx3s-12F
+	$(VENV)/bin/sentei build ulx3s --device 12F --report reports/boards.json
+
+ulx3s-85f: setup ## bitstream with the whole 32x32 array, in an hour or two: build/ulx3s-85F
+	$(VENV)/bin/sentei build ulx3s --device 85F --report reports/boards.json
+
+resources: setup ## cells of the Xilinx boards' SoCs by yosys, in some minutes: reports/boards.json
+	$(VENV)/bin/python -m sentei.boards.vivado pynq_z2 arty_a7 --report reports/boards.json
+
+bridge: setup ## 1,000 inferences over the serial bridge to a simulated SoC: reports/bridge.json
+	$(VENV)/bin/python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json
 
 performance: setup ## cycles of the CIFAR-10 models and of a sweep over layers: reports/performance.md, in some minutes
 	$(VENV)/bin/python scripts/performance.py models/resnet*-c10-*.onnx --output reports/performance.md

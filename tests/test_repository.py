@@ -25,7 +25,7 @@ RULES = {
     "overlay": ({"overlay"}, NUMPY_ONLY),
     "gateware": ({"gateware", "overlay"}, HARDWARE_TOOLS | NUMPY_ONLY),
     "boards": ({"boards", "gateware", "overlay"}, HARDWARE_TOOLS | NUMPY_ONLY),
-    "driver": ({"driver", "overlay"}, {"pynq", "pynqmetadata", "pynqutils"} | NUMPY_ONLY),
+    "driver": ({"driver", "overlay"}, {"pynq", "pynqmetadata", "pynqutils", "serial"} | NUMPY_ONLY),
     "host": ({"host", "driver", "overlay"}, None),
 }
 
@@ -140,8 +140,10 @@ def test_every_other_source_file_of_a_package_is_package_data():
         str(path.relative_to(ROOT))
         for path in sources
         if not any(
-            fnmatch.fnmatch(path.name, pattern)
-            for pattern in patterns.get(".".join(("sentei", *path.parent.relative_to(ROOT).parts)), [])
+            fnmatch.fnmatch(str(path.relative_to(folder)), pattern)
+            for folder in path.parents
+            if folder != ROOT and folder.is_relative_to(ROOT)
+            for pattern in patterns.get(".".join(("sentei", *folder.relative_to(ROOT).parts)), [])
         )
     ]
     assert not missing
