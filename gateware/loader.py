@@ -49,11 +49,18 @@ class Loader(Module):
         self.comb += [
             Case(target, {int(t): length.eq(n) for t, n in lengths.items()}),
             sink.ready.eq(~full | written),
-            written.eq(full & ((target != Target.ACTIVATION) | writer.ready)),
-            writer.valid.eq(full & (target == Target.ACTIVATION)),
-            writer.word.eq(address),
-            writer.data.eq(entry[: ACTIVATION_BITS * geometry.lanes]),
-            self.busy.eq(full | sink.valid),
+            written.eq(full & ((target != Target.ACTIVATION) | ~writer.valid)),
+            self.busy.eq(full | sink.valid | writer.valid),
+        ]
+        # An activation word waits in registers of its own: who writes when is decided late in the cycle.
+        self.sync += [
+            If(writer.ready, writer.valid.eq(0)),
+            If(
+                written & (target == Target.ACTIVATION),
+                writer.valid.eq(1),
+                writer.word.eq(address),
+                writer.data.eq(entry[: ACTIVATION_BITS * geometry.lanes]),
+            ),
         ]
         store = {word: entry[LOAD_BITS * word : LOAD_BITS * (word + 1)].eq(sink.data) for word in range(longest)}
         self.sync += [

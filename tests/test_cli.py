@@ -29,7 +29,8 @@ from sentei.overlay.program import Program
 from sentei.overlay.registers import PROFILE_CAUSES
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("compile", "run", "verify", "bench", "info", "build", "demo", "train", "curve", "accuracy")
+COMMANDS = ("compile", "run", "verify", "bench", "info", "build", "pack", "upload", "serve", "demo", "train", "curve",
+            "accuracy")
 NAMES = ("shirt", "shoe", "bag", "coat", "[hat]")
 GEOMETRY = ("--geometry", "8x8")
 
@@ -388,18 +389,18 @@ def test_a_network_that_does_not_fit_is_named(refused, folder):
 def test_an_unknown_geometry_is_named_with_the_known_ones(refused, folder, command):
     more = {"build": ("sim",), "run": (folder / "small.onnx", folder / "batch.npy")}
     arguments = more.get(command, (folder / "small.onnx",))
-    refused(command, *arguments, "--geometry", "9x9", text="geometry must be one of 32x32, 16x16, 8x8, not '9x9'")
+    refused(command, *arguments, "--geometry", "9x9", text="geometry must be one of 32x32, 16x16, 8x8, .*not '9x9'")
 
 
 @pytest.mark.parametrize("command", ["verify", "bench", "build"])
 def test_an_unknown_memory_is_named_with_the_known_ones(refused, folder, command):
     more = () if command == "build" else (folder / "small.onnx",)
-    text = "memory must be one of zynq-hp, ulx3s-sdram, not 'fast'"
+    text = "memory must be one of zynq-hp, ulx3s-sdram, .*not 'fast'"
     refused(command, *more, *GEOMETRY, "--memory", "fast", text=text)
 
 
 def test_an_unknown_board_is_named(refused):
-    refused("build", "pynq-z9", text="board must be 'sim', not 'pynq-z9'")
+    refused("build", "pynq-z9", text="board must be sim or one of ulx3s, .*not 'pynq-z9'")
 
 
 def test_a_target_that_is_no_overlay_is_named(refused, folder):
