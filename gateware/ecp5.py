@@ -136,7 +136,7 @@ class Weight:
 
 
 class ECP5GroupArray(GroupArray):
-    """GroupArray whose first `multipliers` pieces, lanes by lanes, are in MULT18X18D, and all other MACs in LUTs."""
+    """GroupArray with `multipliers` of its pieces, lanes by lanes, in MULT18X18D, and all other MACs in LUTs."""
 
     def __init__(self, geometry: Geometry, multipliers: int):
         self.multipliers = multipliers
@@ -149,7 +149,12 @@ class ECP5GroupArray(GroupArray):
         for sums, column in zip(self.columns, totals, strict=True):
             self.comb += sums.eq(Cat(*column))
         results = {}  # of multipliers, by lane and column
-        for lane, column in islice(product(range(0, lanes, 2), range(0, columns - 1, 2)), self.multipliers):
+        pieces = list(product(range(0, lanes, 2), range(0, columns - 1, 2)))
+        # Spread evenly over the lanes, as multipliers are over the device: a lane is best kept in one place.
+        count = min(self.multipliers, len(pieces))
+        chosen = [piece for number, piece in enumerate(pieces, 1)
+                  if number * count // len(pieces) > (number - 1) * count // len(pieces)]
+        for lane, column in chosen:
             fields = self.multiply_piece(operands[column], weights[column], lane)
             results |= {
                 (lane + row, column + side): result
