@@ -27,8 +27,8 @@ CELLS = {"luts": "TRELLIS_COMB", "ffs": "TRELLIS_FF", "dsps": "MULT18X18D", "bra
 SMALL = replace(LARGE, lanes=8, columns=8, groups=1, requantizers=1, bus_bits=32, activation_words=4096)
 MEDIUM = replace(LARGE, lanes=16, columns=16, groups=2, requantizers=1, activation_words=2048)
 DEVICES = {
-    "12F": Device(SMALL, multipliers=16, clock_hz=75_000_000),
-    "25F": Device(SMALL, multipliers=16, clock_hz=75_000_000),
+    "12F": Device(SMALL, multipliers=16, clock_hz=70_000_000),  # LiteDRAM's bank machines reach little more
+    "25F": Device(SMALL, multipliers=16, clock_hz=70_000_000),
     "45F": Device(MEDIUM, multipliers=64, clock_hz=75_000_000),
     "85F": Device(LARGE, multipliers=156, clock_hz=75_000_000),
 }
