@@ -27,8 +27,8 @@ class SDRClocks(LiteXModule):
         self.pll = pll = ECP5PLL()
         self.comb += [pll.reset.eq(reset | self.rst), self.cd_cpu.clk.eq(ClockSignal("sys"))]
         pll.register_clkin(oscillator, oscillator_hz)
-        pll.create_clkout(self.cd_sys, clock_hz)
-        pll.create_clkout(self.cd_sys_ps, clock_hz, phase=phase)
+        pll.create_clkout(self.cd_sys, clock_hz, margin=1e-3)
+        pll.create_clkout(self.cd_sys_ps, clock_hz, phase=phase, margin=1e-3)
         self.specials += DDROutput(1, 0, sdram_clock, ClockSignal("sys_ps"))
 
 

@@ -36,7 +36,7 @@ CHANNELS = (16, 32, 64, 128, 256)
 MAPS = (4, 7, 8, 14, 16, 28, 32, 56)
 KERNELS = (3, 1)
 DENSITIES = (Fraction(1), Fraction(1, 9))
-SWEEP_ACTIVATION_WORDS = 1 << 16  # so that large maps fit
+SWEEP_ACTIVATION_WORDS = 1 << 14  # as far as a tap reaches
 REQUIRED = 0.92  # utilisation of 3x3 layers with 64 channels or more and maps of 14x14 or more
 
 PUBLISHED = [
