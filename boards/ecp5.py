@@ -32,6 +32,10 @@ DEVICES = {
     "45F": Device(MEDIUM, multipliers=64, clock_hz=75_000_000),
     "85F": Device(LARGE, multipliers=156, clock_hz=75_000_000),
 }
+# Multipliers of the 85F: rows of blocks of four, at these tiles.
+ROWS = (10, 34, 58)
+BLOCKS = (*range(4, 59, 9), *range(69, 115, 9))
+BLOCK = ((0, "MULT18_0"), (1, "MULT18_1"), (4, "MULT18_4"), (5, "MULT18_5"))
 DDR3_BUS_BITS = 128  # what LiteDRAM moves in a cycle: narrower ports would wait for each word
 
 
@@ -39,6 +43,28 @@ def with_ddr3(*names: str) -> dict[str, Device]:
     """Those of DEVICES, for boards with 16 bits of DDR3."""
     return {name: replace(DEVICES[name], geometry=replace(DEVICES[name].geometry, bus_bits=DDR3_BUS_BITS))
             for name in names}
+
+
+def constrain(name: str, engine):
+    """Gives each multiplier of the array its place, where that matters: on a device that is nearly full.
+
+    Neighbouring lanes lie side by side, in rows from left to right and back. What a lane needs is then in one place,
+    and the placer finds it.
+    """
+    if name != "85F":
+        return
+    sites = []
+    for number, row in enumerate(ROWS):
+        line = [f"X{block + column}/Y{row}/{bel}" for block in BLOCKS for column, bel in BLOCK]
+        sites += line[::-1] if number % 2 else line
+    pieces = [
+        (lane, number, column, instance)
+        for number, group in enumerate(engine.core.groups)
+        for lane, column, instance in group.array.pieces
+    ]
+    pieces.sort(key=lambda piece: piece[:3])
+    for (*_, instance), site in zip(pieces, sites, strict=True):
+        instance.attr.add(("BEL", site))
 
 
 def tools() -> dict[str, str]:

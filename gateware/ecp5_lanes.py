@@ -15,7 +15,7 @@ Where many become one, the outputs of LUT4s go through the slices' own multiplex
 
 from migen import *
 
-from sentei.gateware.ecp5 import CarryChain, adder, lut4
+from sentei.gateware.ecp5 import CarryChain, adder, lut4, spread
 from sentei.gateware.lanes import Lanes
 from sentei.overlay.geometry import ACTIVATION_BITS
 
@@ -27,7 +27,7 @@ SEARCH_CARRY = lut4(lambda a, b, c, d: 1 ^ (c if a else d))  # reached, any, car
 ADD_RESIDUAL = adder(lambda a, b: a ^ b, lambda a, b, c, d: c & (1 ^ d))  # reached, flip, residual, handed out
 CLAMP = adder(lambda a, b: a, lambda a, b, c, d: b if d else c)  # low, span, code, above
 CARRY = 0  # S is the carry
-TAKE = lut4(lambda a, b, c, d: a & (1 ^ b) | c & (1 ^ d))  # sum, idle, another sum, idle
+TAKE = lut4(lambda a, b, c, d: a & b | c & d)  # sum, its turn, another sum, its turn
 CHOOSE = lut4(lambda a, b, c, d: b if c else a)
 
 
@@ -66,24 +66,26 @@ def choose(module, lookups, selects):
 class ECP5Lanes(Lanes):
     """`Lanes` in ECP5 primitives: same ports, same cycles."""
 
-    def take(self, sources):
+    spread = staticmethod(spread)
+
+    def take(self, sources, turns):
         """A register for four sources of sums: of the two pairs, a multiplexer chooses the one that has a turn."""
-        sums = [number for number, source in enumerate(sources) if len(source) == self.sum_bits * self.lanes]
+        sums = [number for number, source in enumerate(sources) if len(source) == len(sources[0])]
         if len(sums) % 4:
-            return Lanes.take(self, sources)
+            return Lanes.take(self, sources, turns)
         registers = []
         for numbers in zip(*[iter(sums)] * 4, strict=True):
-            turns = [(sources[number], self.idle[number]) for number in numbers]
+            four = [(sources[number], turns[number]) for number in numbers]
             second = Signal()
-            self.comb += second.eq(~(turns[2][1] & turns[3][1]))
-            register = Signal(len(turns[0][0]), reset_less=True)
+            self.comb += second.eq(four[2][1] | four[3][1])
+            register = Signal(len(four[0][0]), reset_less=True)
             for bit in range(len(register)):
-                pairs = [[(source[bit], idle) for source, idle in turns[first : first + 2]] for first in (0, 2)]
+                pairs = [[(source[bit], turn) for source, turn in four[first : first + 2]] for first in (0, 2)]
                 lookups = [lookup(self, TAKE, [value for pair in both for value in pair]) for both in pairs]
                 self.sync += register[bit].eq(choose(self, lookups, [second]))
             registers.append(register)
         maxima = [number for number in range(len(sources)) if number not in sums]
-        return [*registers, *(self.taken(sources[number], self.idle[number]) for number in maxima)]
+        return [*registers, *(self.taken(sources[number], turns[number]) for number in maxima)]
 
     def subtract(self, total, constant, plain, shifted):
         halves = []

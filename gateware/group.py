@@ -42,7 +42,8 @@ FETCH_LATENCY = TABLE_LATENCY + 1  # address to issue point: one cycle to work o
 RUN_QUEUE_DEPTH = 4
 TAP_DELAY = 1 + TABLE_LATENCY  # issue to tap entry: address register, table
 PIXEL_DELAY = TAP_DELAY + 1  # issue to pixel address
-ARRAY_DELAY = PIXEL_DELAY + Aligner.LATENCY  # issue to the array's input
+ARRAY_DELAY = PIXEL_DELAY + Aligner.LATENCY  # issue to the array's activations
+WEIGHT_DELAY = ARRAY_DELAY - GroupArray.LEAD  # issue to the array's weights
 DRAIN_DELAY = ARRAY_DELAY + GroupArray.LATENCY  # issue to column 0's finished sums
 DRAIN_QUEUE_DEPTH = 16  # at least DRAIN_DELAY + 1: a pass may end every cycle
 assert DRAIN_QUEUE_DEPTH > DRAIN_DELAY
@@ -453,10 +454,10 @@ class Group(Module):
                 delay(
                     self,
                     word[STEP_WEIGHTS_OFFSET : STEP_WEIGHTS_OFFSET + WEIGHT_BITS * geometry.group_columns],
-                    ARRAY_DELAY,
+                    WEIGHT_DELAY,
                 )
             ),
-            array.valid.eq(delay_valid(self, issue, ARRAY_DELAY)),
-            array.fresh.eq(delay(self, fresh, ARRAY_DELAY)),
-            array.maximum.eq(delay(self, here.maximum, ARRAY_DELAY)),
+            array.valid.eq(delay_valid(self, issue, WEIGHT_DELAY)),
+            array.fresh.eq(delay(self, fresh, WEIGHT_DELAY)),
+            array.maximum.eq(delay(self, here.maximum, WEIGHT_DELAY)),
         ]

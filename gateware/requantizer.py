@@ -132,16 +132,12 @@ class Requantizer(Module):
         for index in range(len(drains)):
             turn = started[index] & ~coming.maximum
             for _ in range(columns):
-                idle = Signal(reset=1)
-                self.sync += idle.eq(~turn)
-                turns.append(idle)
-                turn = ~idle & more
+                turns.append(turn)
+                turn = delay_valid(self, turn, 1) & more
         for index in range(len(drains)):
-            idle = Signal(reset=1)
-            self.sync += idle.eq(~(started[index] & coming.maximum))
-            turns.append(idle)
+            turns.append(started[index] & coming.maximum)
         self.comb += [
-            lanes.idle.eq(Cat(*turns)),
+            lanes.turns.eq(Cat(*turns)),
             lanes.sum_lanes.eq(delay_valid(self, (left != 0) & sum_lanes, SUM)),
         ]
 
@@ -172,8 +168,11 @@ class Requantizer(Module):
             If(resume, take.eq(now.columns[:count_bits])),
             unlock.eq(last_column & wide & (piece == geometry.wide_nibbles - 1)),
         ]
+        next_column = Signal.like(column)
+        self.comb += If(~(begin | resume), next_column.eq(column + active))
         self.sync += [
-            If(active, column.eq(column + 1), remaining.eq(remaining - 1)),
+            column.eq(next_column),
+            If(active, remaining.eq(remaining - 1)),
             If(last_column, active.eq(0), waiting.eq(ends_piece)),
             If(spacing != 0, spacing.eq(spacing - 1)),
             If(resume, waiting.eq(0), piece.eq(piece + 1)),
@@ -181,7 +180,6 @@ class Requantizer(Module):
             If(
                 begin | resume,
                 active.eq(1),
-                column.eq(0),
                 remaining.eq(Mux(begin, coming.columns, now.columns)),
                 spacing.eq(JOIN_CYCLES - 1),
             ),
@@ -191,17 +189,20 @@ class Requantizer(Module):
         width = len(writer.word)
         output, residual = Signal(width), Signal(width)
         number = Signal(max=geometry.channel_entries)
-        now_owner = Signal.like(owner)
+        now_owner, next_owner = Signal.like(owner), Signal.like(owner)
         level, offset = Signal.like(number), Signal.like(number)
         offsets = [Signal.like(number) for _ in drains]  # of the entries of each group's level
         for index, own in enumerate(offsets):
             self.comb += If(held_owner == index, offset.eq(own))
             self.sync += If(begin & (held_owner == index), If(coming.join, own.eq(level)).Else(own.eq(0)))
-        self.comb += level.eq(offset + Mux(coming.nibble, coming.columns[:count_bits], 0))
+        self.comb += [
+            level.eq(offset + Mux(coming.nibble, coming.columns[:count_bits], 0)),
+            next_owner.eq(Mux(begin, held_owner, now_owner)),
+        ]
         self.sync += [
+            now_owner.eq(next_owner),
             If(
                 begin,
-                now_owner.eq(held_owner),
                 number.eq(coming.channel + level),
                 output.eq(coming.output),
                 residual.eq(coming.residual),
@@ -211,8 +212,6 @@ class Requantizer(Module):
                 If(active, residual.eq(residual + now.stride)),
             ),
         ]
-        partial = Signal(len(column) + (len(owner) if len(drains) > 1 else 0))
-        self.comb += partial.eq(Cat(column, now_owner))
 
         # From cycle 0 on: each column's partial, entry, residual and result.
         emit, repeats = Signal(), Signal()
@@ -222,8 +221,8 @@ class Requantizer(Module):
             emit.eq(active & ~now.join),
             repeats.eq(piece != 0),
             self.channels.address.eq(number),
-            lanes.join.eq(delay(self, now.accumulate | repeats, 1)),
-            lanes.by_nibble.eq(delay(self, now.nibble | repeats, 1)),
+            lanes.join.eq(now.accumulate | repeats),
+            lanes.by_nibble.eq(now.nibble | repeats),
             lanes.wide.eq(delay(self, now.wide, SUM)),
             *[getattr(lanes, name).eq(getattr(entry, name)) for name in channel.fields],
             self.residual_word.eq(delay(self, residual, RESIDUAL - ActivationPort.LATENCY)),
@@ -232,17 +231,24 @@ class Requantizer(Module):
             lanes.use_residual.eq(delay(self, now.use_residual, RESIDUAL)),
         ]
         assert SUM == TABLE_LATENCY
-        partials = Memory(geometry.wide_bits * geometry.lanes, max(2, len(drains) * columns))
-        partial_read = partials.get_port(mode=READ_FIRST)
-        partial_write = partials.get_port(write_capable=True, mode=READ_FIRST)
-        self.specials += partials, partial_read, partial_write
-        self.comb += [
-            partial_read.adr.eq(partial),
-            lanes.partials.eq(partial_read.dat_r),
-            partial_write.adr.eq(delay(self, partial, VALUE)),
-            partial_write.we.eq(delay_valid(self, active & (now.join | now.wide), VALUE)),
-            partial_write.dat_w.eq(lanes.values),
-        ]
+        partial = Signal(len(column) + (len(owner) if len(drains) > 1 else 0))  # a cycle before the column's turn
+        keeps = Signal()
+        self.comb += [partial.eq(Cat(next_column, next_owner)), keeps.eq(active & (now.join | now.wide))]
+        reads = lanes.spread(self, partial, 1, geometry.lanes)
+        writes = lanes.spread(self, Cat(delay(self, partial, 1), keeps), VALUE, geometry.lanes)
+        for (sector, address), (_, write) in zip(reads, writes, strict=True):
+            bits = slice(geometry.wide_bits * sector.start, geometry.wide_bits * sector.stop)
+            memory = Memory(bits.stop - bits.start, max(2, len(drains) * columns))
+            read_port = memory.get_port(mode=READ_FIRST)
+            write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
+            self.specials += memory, read_port, write_port
+            self.comb += [
+                read_port.adr.eq(address),
+                lanes.partials[bits].eq(read_port.dat_r),
+                write_port.adr.eq(write[:-1]),
+                write_port.we.eq(write[-1]),
+                write_port.dat_w.eq(lanes.values[bits]),
+            ]
 
         # Results, and what the group is told when they are written.
         finished = Signal()
