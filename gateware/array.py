@@ -58,7 +58,7 @@ class GroupArray(Module):
         self.fresh = Signal()
         self.maximum = Signal()
         self.columns = [Signal(geometry.accumulator_bits * lanes) for _ in range(geometry.group_columns)]
-        self.maxima = Signal(ACTIVATION_BITS * lanes)
+        self.maxima = Signal(ACTIVATION_BITS * lanes, reset_less=True)
 
         # # #
 

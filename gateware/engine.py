@@ -53,12 +53,14 @@ class Profile(Module):
 
         # # #
 
+        # All a cycle later: what a group does in a cycle is decided late in it.
+        clear = delay_valid(self, self.clear, 1)
         clock = Signal(32)
         transferred = Signal(32)
         writing = Signal()
         self.sync += [
-            If(self.clear, clock.eq(0)).Else(clock.eq(clock + 1)),
-            If(writing | self.clear, transferred.eq(bytes_moved)).Else(transferred.eq(transferred + bytes_moved)),
+            If(clear, clock.eq(0)).Else(clock.eq(clock + 1)),
+            If(writing | clear, transferred.eq(bytes_moved)).Else(transferred.eq(transferred + bytes_moved)),
         ]
         written = {name: Signal(32) for name in PROFILE_WORDS}
         busy = C(0)
@@ -70,7 +72,6 @@ class Profile(Module):
                 setup=group.preparing,
                 idle=group.idle,
             )
-            # All a cycle later: what a group does in a cycle is decided late in it.
             causes = {name: delay_valid(self, cause, 1) for name, cause in causes.items()}
             ends = delay_valid(self, group.layer_ends, 1)
             taken, pending = Signal(), Signal()
@@ -82,8 +83,8 @@ class Profile(Module):
             ]
             self.sync += [
                 If(taken, pending.eq(0)),
-                If(ends, pending.eq(1), end.eq(clock)),
-                If(self.clear, pending.eq(0)),
+                If(ends, pending.eq(1), end.eq(clock + 1)),
+                If(clear, pending.eq(0)),
             ]
             for name, cause in causes.items():
                 counter, total, record = (Signal(self.COUNTER_BITS) for _ in range(3))
@@ -91,7 +92,7 @@ class Profile(Module):
                 self.sync += [
                     counter.eq(total),
                     If(ends, record.eq(total), counter.eq(0)),
-                    If(self.clear, counter.eq(0)),
+                    If(clear, counter.eq(0)),
                 ]
             busy = busy | pending
         memory = Memory(32 * len(PROFILE_WORDS), geometry.profile_entries)
@@ -103,7 +104,7 @@ class Profile(Module):
         room = Signal()
         self.sync += [
             If(writing & room, self.count.eq(self.count + 1)),
-            If(self.clear, self.count.eq(0)),
+            If(clear, self.count.eq(0)),
             select.eq(self.index[:word_bits]),
         ]
         self.comb += [
@@ -130,13 +131,14 @@ class Core(Module):
             technology=technology,
         )
         self.epochs = [Signal(EPOCH_BITS, name=f"epoch{number}") for number in range(geometry.groups)]
+        arrivals = [Signal() for _ in self.epochs]
         self.groups = [
-            Group(geometry, memory.ports[number], epoch, self.epochs, technology)
-            for number, epoch in enumerate(self.epochs)
+            Group(geometry, memory.ports[number], number, self.epochs, arrivals, technology)
+            for number in range(geometry.groups)
         ]
         self.submodules += self.groups
         self.submodules.sequencer = sequencer = Sequencer(
-            geometry, self.epochs, [group.todo for group in self.groups]
+            geometry, self.epochs, arrivals, [group.todo for group in self.groups]
         )
         requantizers = range(geometry.requantizers)
         share = geometry.groups_per_requantizer

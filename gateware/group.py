@@ -73,7 +73,7 @@ HEADER_WORDS = 2
 
 def result_queue_depth(geometry: Geometry) -> int:
     """Results that a requantizer may have on their way to the memory; so many that synthesis takes a block RAM."""
-    return max(64, 2 * geometry.group_columns)
+    return max(64, 4 * geometry.group_columns)
 
 
 def run_layout(geometry: Geometry):
@@ -155,6 +155,37 @@ class Epochs(Module):
         self.comb += self.reached.eq(reduce(and_, ahead))
 
 
+class Awaited(Module):
+    """The epoch that the step at the issue point waits for: `reached` says whether all groups are there.
+
+    It is a register, for what follows is decided late in the cycle. `before` is the wanted epoch less 1, `soon` that of
+    the step which comes to the issue point if `advance` is 1. `epochs` are the groups' counters, and a counter whose
+    `arrives` is 1 is about to go one up. A counter that goes up in another way is seen a cycle later.
+    """
+
+    def __init__(self, epochs, arrives):
+        self.advance = Signal()
+        self.soon = Signal(EPOCH_BITS)
+        self.before = Signal(EPOCH_BITS)
+        self.reached = Signal()
+
+        # # #
+
+        def all_there(before):
+            there = []
+            for epoch, more in zip(epochs, arrives, strict=True):
+                short = Signal(1 + EPOCH_BITS)  # twice before - epoch - more; and 1 or 2 more, the carry's doing
+                self.comb += short.eq(Cat(1, before) + Cat(~more, ~epoch))
+                there.append(short[-1])
+            return reduce(and_, there)
+
+        self.sync += [
+            If(self.advance, self.before.eq(self.soon), self.reached.eq(all_there(self.soon))).Else(
+                self.reached.eq(all_there(self.before))
+            )
+        ]
+
+
 # What the fetch unit says of each word on its way to the issue point.
 class Word:
     STEP, HEADER0, HEADER1, EMPTY = range(4)
@@ -169,7 +200,8 @@ class Word:
 class Group(Module):
     """Does the runs that come in through `runs`; `todo` counts those not finished, that is, not read to their end.
 
-    `epoch` counts the phases that the group has passed; `epochs` must be the list of all groups' counters. `busy`
+    `epoch` counts the phases that the group has passed, and goes up when `arrives` is 1, or when it passes phases in
+    which it has nothing to do; `epochs` and `arrivals` must be the lists of all groups' counters and `arrives`. `busy`
     falls when all results are written.
     `stream`, `tiles`, `taps`, `masks` are the tables that the loader writes. In every cycle one of `stepping` (a step
     is issued), `draining` (wait for the result bus), `waiting` (for an epoch), `preparing` (headers, filling the
@@ -177,7 +209,8 @@ class Group(Module):
     `record_taken`.
     """
 
-    def __init__(self, geometry: Geometry, activation_port, epoch, epochs, technology: Technology = PORTABLE):
+    def __init__(self, geometry: Geometry, activation_port, number, epochs, arrivals,
+                 technology: Technology = PORTABLE):
         self.submodules.stream = Table(stream_bits(geometry), geometry.stream_words)
         self.submodules.tiles = Table(TILE.width, geometry.tile_entries)
         self.submodules.taps = Table(TAP.width, geometry.tap_entries)
@@ -340,11 +373,13 @@ class Group(Module):
         self.comb += statements + more
         job_epoch, soon_epoch = Signal(EPOCH_BITS), Signal(EPOCH_BITS)
         soon_late = Signal(HEADER1["late"].width)
-        self.submodules.awaited = awaited = Epochs(epochs)
+        self.submodules.awaited = awaited = Awaited(epochs, arrivals)
         changes = Signal()
-        run_epoch = Signal(EPOCH_BITS)
+        run_epoch = Signal(EPOCH_BITS)  # of the picture's start, less 1; so are the jobs' epochs
         self.comb += [
             changes.eq(valid[-2] & words[-2].first),
+            awaited.advance.eq(advance),
+            awaited.soon.eq(soon_epoch + Mux(soon.late, soon_late, soon_where.epoch)),
             soon_epoch.eq(job_epoch),
             soon_late.eq(place.late),
             If(
@@ -354,12 +389,11 @@ class Group(Module):
             ),
         ]
         self.sync += [
-            If(fsm.ongoing("HEADER1") & starts_run & advance, run_epoch.eq(run.epoch)),
+            If(fsm.ongoing("HEADER1") & starts_run & advance, run_epoch.eq(run.epoch - 1)),
             If(
                 advance,
                 word.eq(self.stream.data),
                 tile_word.eq(self.tiles.data),
-                awaited.wanted.eq(soon_epoch + Mux(soon.late, soon_late, soon_where.epoch)),
                 If(changes, header0.eq(pending0), header1.eq(pending1), job_epoch.eq(soon_epoch)),
             ),
         ]
@@ -368,6 +402,9 @@ class Group(Module):
             If(valid[-1] & (kind == Word.HEADER0), pending0.eq(word)),
             If(valid[-1] & (kind == Word.HEADER1), pending1.eq(word), pending_ready.eq(1)),
         ]
+
+        arrives = arrivals[number]
+        self.comb += arrives.eq(self.drain.written & self.drain.signal)
 
         # Drains issued whose results are not all written. A wide one is alone.
         outstanding = Signal(max=result_queue_depth(geometry) + 1)
@@ -399,7 +436,7 @@ class Group(Module):
         self.sync += [
             If(issue, fresh.eq(ends)),
             outstanding.eq(outstanding + (issue & here.last) - self.drain.written),
-            epoch.eq(epoch + (self.drain.written & self.drain.signal) + Mux(passes, place.steps, 0)),
+            epochs[number].eq(epochs[number] + arrives + Mux(passes, place.steps, 0)),
         ]
 
         # The parameters of each drain wait in a queue until the sums are ready.

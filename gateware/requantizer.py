@@ -14,7 +14,7 @@ One column (a vector of `lanes` sums) a cycle; gateware/lanes.py says how and in
           10   first result enters the write queue
 
 The result bus is granted to one group at a time, for as many cycles as it has columns, and only if the write queue
-has room for all of them: so nothing behind the grant ever waits. With the last result of a drain goes its `fate`: which
+has room for two groups' columns: so nothing behind the grant ever waits. With the last result of a drain goes its `fate`: which
 group is told that it is written, and whether that ends a phase.
 
 A joined sum needs one drain for each of its passes. Passes that are joined by a nibble begin a new *level*; each level
@@ -26,7 +26,7 @@ To sum all lanes, `reduce` sends the columns through a tree of adders first; eve
 """
 
 from migen import *
-from migen.genlib.fifo import SyncFIFOBuffered
+from migen.genlib.fifo import SyncFIFO, SyncFIFOBuffered
 from migen.genlib.record import Record, layout_len
 
 from sentei.gateware.activation_memory import ActivationPort
@@ -67,7 +67,8 @@ class Requantizer(Module):
         credits = Signal(max=queue_depth + 1, reset=queue_depth)
         take = Signal(len(credits))
         give = Signal()
-        self.sync += credits.eq(credits - take + give)
+        room = Signal()  # for a drain's results, also if another one took room in the cycle before
+        self.sync += [credits.eq(credits - take + give), room.eq(credits >= 2 * columns)]
         parameters_cycles = lanes.reduce_delay + 1  # for so long a sum of lanes needs `held`
         occupied = Signal(max=max(columns, JOIN_CYCLES, parameters_cycles) + 1)  # cycles, this one included
         settling = Signal(max=columns + lanes.reduce_delay + 1)  # likewise, until a sum of lanes cannot be overtaken
@@ -82,7 +83,7 @@ class Requantizer(Module):
             least = Signal.like(occupied)
             enough, follows = Signal(), Signal()
             self.comb += [
-                enough.eq(drain.join | (credits >= wanted)),
+                enough.eq(drain.join | room),
                 follows.eq(drain.reduce | settled),
                 least.eq(Mux(drain.reduce, parameters_cycles, Mux(drain.join, JOIN_CYCLES, 0))),
                 drain.hold.eq(locked),
@@ -169,7 +170,7 @@ class Requantizer(Module):
             unlock.eq(last_column & wide & (piece == geometry.wide_nibbles - 1)),
         ]
         next_column = Signal.like(column)
-        self.comb += If(~(begin | resume), next_column.eq(column + active))
+        self.comb += If(~last_column, next_column.eq(column + active))
         self.sync += [
             column.eq(next_column),
             If(active, remaining.eq(remaining - 1)),
@@ -256,6 +257,8 @@ class Requantizer(Module):
         fate = Cat(finished, now.signal, now_owner)
         result_layout = [("word", len(writer.word)), ("data", len(writer.data)), ("fate", len(fate))]
         self.submodules.queue = queue = SyncFIFOBuffered(layout_len(result_layout), queue_depth)
+        # Who may write depends on the words' lowest bits: they do not wait for a block RAM.
+        self.submodules.parities = parities = SyncFIFO(1, queue_depth)
         pushed, popped = Record(result_layout), Record(result_layout)
         written, signal, whose = Signal(), Signal(), Signal.like(now_owner)
         self.comb += [
@@ -266,7 +269,10 @@ class Requantizer(Module):
             queue.din.eq(pushed.raw_bits()),
             popped.raw_bits().eq(queue.dout),
             writer.valid.eq(queue.readable),
-            writer.word.eq(popped.word),
+            parities.din.eq(pushed.word),
+            parities.we.eq(queue.we),
+            parities.re.eq(give),
+            writer.word.eq(Cat(parities.dout, popped.word[1:])),
             writer.data.eq(popped.data),
             queue.re.eq(writer.ready),
             give.eq(writer.valid & writer.ready),
