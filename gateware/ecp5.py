@@ -23,14 +23,14 @@ How a LUT of a carry chain holds an adder's gates, too: half a CCU2C computes S 
 P, else it passes G; P is any function of its inputs A, B, C, D, and G is P at C = D = 0. It adds y(A, B) and
 x(A, B, C, D) if x is 0 at C = D = 0: then G = y, which is the carry wherever x = y. `adder` checks this rule.
 
-Several adders lie in one chain, because where a chain begins and ends nextpnr spends a CCU2C each. Between two adders
-stands half a CCU2C whose P is 0: its S is the carry out of the adder before, a bit of that sum, and its G is the
-carry into the next one: 0, or `negative`. Inputs without use are 1, which costs no wire.
+Before each adder stands half a CCU2C whose P is 0: its S is the carry out of the adder before, a bit of that sum, and
+its G is the carry into the next one: 0, or `negative`. So a chain needs no carry in, on which nextpnr would spend a
+CCU2C and a wire. Inputs without use are 1, which costs no wire either.
 
 *Wires* across a large device take most of a cycle. So what all lanes of a column need comes LEAD cycles early, and
 every SECTOR lanes have registers of their own for it.
 
-Cost in LUT4 (2 a CCU2C): 17 a MAC in a multiplier, 28 a MAC in LUTs; and 4 for the ends of each chain.
+Cost in LUT4 (2 a CCU2C): 17 a MAC in a multiplier, 28 a MAC in LUTs.
 """
 
 from itertools import islice, product
@@ -70,7 +70,7 @@ ACCUMULATE_SIGN = adder(lambda a, b: a & b, lambda a, b, c, d: d)  # sum, keep, 
 
 
 class CarryChain(Module):
-    """CCU2Cs in a row. The carry into the first is 0, but better not relied on: begin with a separating half."""
+    """CCU2Cs in a row. There is no carry in: the first half's P must be 0."""
 
     def __init__(self):
         self.halves = []
@@ -83,15 +83,15 @@ class CarryChain(Module):
 
     def do_finalize(self):
         halves = iter(self.halves)
-        carry = C(0, 1)
+        carry = {}
         while cell := list(islice(halves, 2)):
             carry_out = Signal()
-            ports = {"i_CIN": carry, "o_COUT": carry_out}
+            ports = carry | {"o_COUT": carry_out}
             for number, (init, inputs, output) in enumerate(cell):
                 ports |= {f"i_{name}{number}": bit for name, bit in zip("ABCD", inputs, strict=True)}
                 ports |= {f"p_INIT{number}": C(init, 16), f"p_INJECT1_{number}": "NO", f"o_S{number}": output}
             self.specials += Instance("CCU2C", **ports)
-            carry = carry_out
+            carry = {"i_CIN": carry_out}
 
 
 def multiplier(left, right):

@@ -6,7 +6,7 @@ C = D = 0. So it adds the bits y(A, B) and x(A, B, C, D) if x is 0 at C = D = 0;
     value        y = ~sum             x = constant & plain & shifted
     search       y = rest             x = distance ^ ~reached
     the last     y = rest             x = reached ? up : ~down
-    its carry    S is not used; passes on (reached ? one : another), whatever comes in
+    its carry    S is not used; carries (reached ? one : another)
     residual     y = n ^ flip         x = residual & ~handed out
     clamping     y = low              x = above ? span : code
 
@@ -15,18 +15,18 @@ Where many become one, the outputs of LUT4s go through the slices' own multiplex
 
 from migen import *
 
-from sentei.gateware.ecp5 import CarryChain, adder, lut4, spread
+from sentei.gateware.ecp5 import SEPARATE, CarryChain, adder, lut4, spread
 from sentei.gateware.lanes import Lanes
 from sentei.overlay.geometry import ACTIVATION_BITS
 
 # Inputs of each are A, B, C, D.
 SUBTRACT = adder(lambda a, b: 1 ^ a, lambda a, b, c, d: b & c & d)  # sum, constant, plain, shifted
 SEARCH = adder(lambda a, b: a, lambda a, b, c, d: d & (b ^ c ^ 1))  # rest, distance, reached, 1
+SEARCH_HIGH = adder(lambda a, b: a, lambda a, b, c, d: d & (c ^ 1))  # rest, any, reached, 1
 SEARCH_LAST = adder(lambda a, b: a, lambda a, b, c, d: b if c else d)  # rest, up, reached, down inverted
 SEARCH_CARRY = lut4(lambda a, b, c, d: 1 ^ (c if a else d))  # reached, any, carry if reached, carry if not
 ADD_RESIDUAL = adder(lambda a, b: a ^ b, lambda a, b, c, d: c & (1 ^ d))  # reached, flip, residual, handed out
 CLAMP = adder(lambda a, b: a, lambda a, b, c, d: b if d else c)  # low, span, code, above
-CARRY = 0  # S is the carry
 TAKE = lut4(lambda a, b, c, d: a & b | c & d)  # sum, its turn, another sum, its turn
 CHOOSE = lut4(lambda a, b, c, d: b if c else a)
 
@@ -34,9 +34,10 @@ CHOOSE = lut4(lambda a, b, c, d: b if c else a)
 def carry_chain(module, halves):
     """Sums of one chain, no carry in. `halves`: (INIT, [A, B, C, D])."""
     module.submodules += (chain := CarryChain())
+    chain.add(SEPARATE)
     sums = [chain.add(init, *inputs) for init, inputs in halves]
-    if len(halves) % 2:
-        chain.add(CARRY)
+    if len(chain.halves) % 2:
+        chain.add(SEPARATE)
     return Cat(*sums)
 
 
@@ -92,14 +93,16 @@ class ECP5Lanes(Lanes):
         for bit in range(self.wide_bits):
             term = total[min(bit, self.sum_bits - 1)]
             halves.append((SUBTRACT, [term, constant[bit], plain[bit], shifted[bit]]))
-        return carry_chain(self, halves)[: self.wide_bits]
+        return carry_chain(self, halves)
 
     def search(self, rest, distance, carries, reached):
         halves = [self.start(carries, reached)]
         for bit in range(self.bits):
-            term = distance[bit] if bit < len(distance) else 0
-            halves.append((SEARCH, [rest[bit], term, reached[0], 1]))
-        return carry_chain(self, halves)[1 : 1 + self.bits]
+            if bit < len(distance):
+                halves.append((SEARCH, [rest[bit], distance[bit], reached[0], 1]))
+            else:
+                halves.append((SEARCH_HIGH, [rest[bit], 1, reached[0], 1]))
+        return carry_chain(self, halves)[1:]
 
     def search_last(self, rest, up, down, carries, reached):
         inverted = Signal(len(down))
@@ -107,7 +110,7 @@ class ECP5Lanes(Lanes):
         halves = [self.start(carries, reached)]
         for bit in range(self.bits):
             halves.append((SEARCH_LAST, [rest[bit], up[bit], reached[0], inverted[bit]]))
-        return carry_chain(self, halves)[1 : 1 + self.bits]
+        return carry_chain(self, halves)[1:]
 
     def start(self, carries, reached):
         """The half that makes a search's carry."""
@@ -122,13 +125,13 @@ class ECP5Lanes(Lanes):
                 chosen.append(choose(self, lookups, before[1:]))
             else:
                 chosen.append(bits[0])
-        return SEARCH_CARRY, [last, 0, chosen[1], chosen[0]]
+        return SEARCH_CARRY, [last, 1, chosen[1], chosen[0]]
 
     def add_residual(self, reached, flip, residual, handed_out):
-        halves = [(ADD_RESIDUAL, [bit, flip, 0, 0]) for bit in reached]
+        halves = [(ADD_RESIDUAL, [bit, flip, 1, 1]) for bit in reached]
         for number in range(ACTIVATION_BITS):
             halves[number][1][2:] = [residual[number], handed_out[number]]
-        return carry_chain(self, [*halves, (CARRY, [0, 0, 0, 0])])
+        return carry_chain(self, [*halves, (SEPARATE, [])])
 
     def clamped(self, low, span, code, above):
         halves = [(CLAMP, [low[bit], span[bit], code[bit], above]) for bit in range(ACTIVATION_BITS)]

@@ -14,8 +14,8 @@ One column (a vector of `lanes` sums) a cycle; gateware/lanes.py says how and in
           10   first result enters the write queue
 
 The result bus is granted to one group at a time, for as many cycles as it has columns, and only if the write queue
-has room for two groups' columns: so nothing behind the grant ever waits. With the last result of a drain goes its `fate`: which
-group is told that it is written, and whether that ends a phase.
+has room for two groups' columns: so nothing behind the grant ever waits. With the last result of a drain goes its
+`fate`: which group is told that it is written, and whether that ends a phase.
 
 A joined sum needs one drain for each of its passes. Passes that are joined by a nibble begin a new *level*; each level
 has channel entries of its own, `columns` behind those of the level before.

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sentei.gateware import common, ecp5 as ecp5_cells
+from sentei.gateware import common
+from sentei.gateware import ecp5 as ecp5_cells
 from sentei.gateware.array import GroupArray
 from sentei.gateware.ecp5 import ECP5GroupArray
 from sentei.gateware.ecp5_lanes import ECP5Lanes
