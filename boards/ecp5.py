@@ -10,15 +10,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 from litex.build.lattice.trellis import LatticeTrellisToolchain
 
 from sentei.boards.area import GEOMETRY as LARGE
 from sentei.boards.board import NAME, Device, Outcome
+from sentei.gateware.activation_memory import memory_name
 from sentei.gateware.firmware import BuildError
 from sentei.gateware.synthesis import ecppack, nextpnr_ecp5, yosys
 from sentei.gateware.technology import ecp5 as technology  # noqa: F401 (the board's SoC asks for it)
+from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
 OPTIONS = {"regular_comb": False}
 SYNTHESIS = "synth_ecp5 -nowidelut -no-rw-check"  # boards/area.py says why
@@ -32,10 +35,12 @@ DEVICES = {
     "45F": Device(MEDIUM, multipliers=64, clock_hz=75_000_000),
     "85F": Device(LARGE, multipliers=156, clock_hz=75_000_000),
 }
-# Multipliers of the 85F: rows of blocks of four, at these tiles.
-ROWS = (10, 34, 58)
+# Multipliers and memories of the largest device lie in rows, in blocks of four, which begin at the same tiles in all.
+LARGEST = "85F"
 BLOCKS = (*range(4, 59, 9), *range(69, 115, 9))
-BLOCK = ((0, "MULT18_0"), (1, "MULT18_1"), (4, "MULT18_4"), (5, "MULT18_5"))
+MULTIPLIER_ROWS, MULTIPLIERS = (10, 34, 58), {0: "MULT18_0", 1: "MULT18_1", 4: "MULT18_4", 5: "MULT18_5"}
+MEMORY_ROWS, MEMORIES = (22, 46, 70, 82), {0: "EBR0", 2: "EBR1", 4: "EBR2", 6: "EBR3"}
+MEMORY_BITS = 18
 DDR3_BUS_BITS = 128  # what LiteDRAM moves in a cycle: narrower ports would wait for each word
 
 
@@ -45,26 +50,45 @@ def with_ddr3(*names: str) -> dict[str, Device]:
             for name in names}
 
 
+def sites(rows, block: dict[int, str]) -> list[list[str]]:
+    """Sites of the 85F, row by row, from left to right and back."""
+    lines = [[f"X{first + tile}/Y{row}/{bel}" for first in BLOCKS for tile, bel in block.items()] for row in rows]
+    return [line[::-1] if number % 2 else line for number, line in enumerate(lines)]
+
+
 def constrain(name: str, engine):
     """Gives each multiplier of the array its place, where that matters: on a device that is nearly full.
 
-    Neighbouring lanes lie side by side, in rows from left to right and back. What a lane needs is then in one place,
-    and the placer finds it.
+    Neighbouring lanes lie side by side. What a lane needs is then in one place, and the placer finds it.
     """
-    if name != "85F":
+    if name != LARGEST:
         return
-    sites = []
-    for number, row in enumerate(ROWS):
-        line = [f"X{block + column}/Y{row}/{bel}" for block in BLOCKS for column, bel in BLOCK]
-        sites += line[::-1] if number % 2 else line
     pieces = [
         (lane, number, column, instance)
         for number, group in enumerate(engine.core.groups)
         for lane, column, instance in group.array.pieces
     ]
     pieces.sort(key=lambda piece: piece[:3])
-    for (*_, instance), site in zip(pieces, sites, strict=True):
+    for (*_, instance), site in zip(pieces, chain(*sites(MULTIPLIER_ROWS, MULTIPLIERS)), strict=True):
         instance.attr.add(("BEL", site))
+
+
+def memory_sites(geometry: Geometry) -> dict[str, str]:
+    """Sites of the activation memory's block RAMs, by cell: each near its lanes, a quarter of them in every row."""
+    ports, bits = geometry.groups + geometry.requantizers, ACTIVATION_BITS * geometry.lanes
+    cells = [f"{memory_name(port, bank)}.0.{part}"
+             for part in range(-(-bits // MEMORY_BITS)) for port in range(ports) for bank in range(2)]
+    rows = sites(MEMORY_ROWS, MEMORIES)
+    count = -(-len(cells) // len(rows))
+    places = [row[number * len(row) // count] for row in rows for number in range(count)]
+    return dict(zip(cells, places, strict=False))
+
+
+def synthesis(device: Device, large: bool) -> str:
+    """yosys' commands, from Verilog that is read to the netlist."""
+    places = memory_sites(device.geometry) if large else {}
+    commands = [f'setattr -set BEL "{site}" c:{cell}' for cell, site in places.items()]
+    return "; ".join([f"{SYNTHESIS} -top {NAME}", *commands, f"write_json {NAME}.json"])
 
 
 def tools() -> dict[str, str]:
@@ -74,15 +98,15 @@ def tools() -> dict[str, str]:
 
 def implement(label: str, device: Device, platform, work: Path, seed: int, stage: Callable) -> Outcome:
     """Bitstream from the Verilog in `work`. BuildError if it does not fit or a clock is missed."""
+    toolchain = LatticeTrellisToolchain()
+    family, size, speed, package = toolchain.nextpnr_ecp5_parse_device(platform.device)
     sources = [work / f"{NAME}.v"]
     for source, *_ in platform.sources:
         if Path(source).name != f"{NAME}.v":
             sources.append(Path(shutil.copy(source, work)))
     read = "; ".join(f"read_verilog {source.name}" for source in sources)
     with stage("synthesis by yosys"):
-        yosys(f"{read}; {SYNTHESIS} -top {NAME} -json {NAME}.json", work)
-    toolchain = LatticeTrellisToolchain()
-    family, size, speed, package = toolchain.nextpnr_ecp5_parse_device(platform.device)
+        yosys(f"{read}; {synthesis(device, size.upper() == LARGEST)}", work)
     architecture = toolchain.nextpnr_ecp5_architectures[f"{family}-{size}"]
     with stage("place and route by nextpnr"):
         nextpnr_ecp5(

@@ -19,6 +19,11 @@ from sentei.gateware.technology import PORTABLE, Technology
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
 
+def memory_name(port: int, bank: int) -> str:
+    """In the Verilog, of one bank of one copy."""
+    return f"activations_{port}_{bank}"
+
+
 class ActivationPort(Module):
     """Reader of the words `word` and `word + 1`. `low` and `high` show them LATENCY cycles after `word`.
 
@@ -27,7 +32,7 @@ class ActivationPort(Module):
 
     LATENCY = 3  # address register, memory, output register
 
-    def __init__(self, geometry: Geometry, writes):
+    def __init__(self, geometry: Geometry, writes, number: int):
         width, depth = ACTIVATION_BITS * geometry.lanes, geometry.activation_words
         self.word = Signal(max=depth)
         self.low = Signal(width)
@@ -39,7 +44,7 @@ class ActivationPort(Module):
         self.sync += [after.eq(before) for before, after in pairwise([self.word[0], *odd])]
         self.banks = []
         for bank, write in enumerate(writes):
-            memory = Memory(width, depth // 2)
+            memory = Memory(width, depth // 2, name=memory_name(number, bank))
             write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
             read_port = memory.get_port(mode=READ_FIRST)
             self.specials += memory, write_port, read_port
@@ -113,5 +118,6 @@ class ActivationMemory(Module):
             self.comb += write.eq(reduce(or_, chosen))
             copies = technology.spread(self, write, self.WRITE_LATENCY, readers)
             banks.append([BankWrite(geometry, bits) for users, bits in copies for _ in users])
-        self.ports = [ActivationPort(geometry, writes) for writes in zip(*banks, strict=True)]
+        self.ports = [ActivationPort(geometry, writes, number)
+                      for number, writes in enumerate(zip(*banks, strict=True))]
         self.submodules += self.ports
