@@ -18,10 +18,7 @@ from migen import *
 from sentei.gateware.technology import PORTABLE, Technology
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
-
-def memory_name(port: int, bank: int) -> str:
-    """In the Verilog, of one bank of one copy."""
-    return f"activations_{port}_{bank}"
+MEMORY_PREFIX = "activations"  # of the names of banks in the Verilog
 
 
 class ActivationPort(Module):
@@ -44,7 +41,7 @@ class ActivationPort(Module):
         self.sync += [after.eq(before) for before, after in pairwise([self.word[0], *odd])]
         self.banks = []
         for bank, write in enumerate(writes):
-            memory = Memory(width, depth // 2, name=memory_name(number, bank))
+            memory = Memory(width, depth // 2, name=f"{MEMORY_PREFIX}_{number}_{bank}")
             write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
             read_port = memory.get_port(mode=READ_FIRST)
             self.specials += memory, write_port, read_port

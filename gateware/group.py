@@ -88,7 +88,7 @@ class Table(Module):
     With `enable` at 0 the output stands still.
     """
 
-    def __init__(self, width: int, depth: int):
+    def __init__(self, width: int, depth: int, name: str):
         self.write = Signal()
         self.write_address = Signal(max=depth)
         self.write_data = Signal(width)
@@ -98,7 +98,7 @@ class Table(Module):
 
         # # #
 
-        memory = Memory(width, depth)
+        memory = Memory(width, depth, name=name)
         write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
         read_port = memory.get_port(has_re=True, mode=READ_FIRST)
         self.specials += memory, write_port, read_port
@@ -110,6 +110,11 @@ class Table(Module):
             read_port.re.eq(self.enable),
         ]
         self.sync += If(self.enable, self.data.eq(read_port.dat_r))
+
+
+def table_prefix(group: int) -> str:
+    """Of the names of a group's tables in the Verilog."""
+    return f"group{group}_"
 
 
 class DrainPort:
@@ -211,10 +216,11 @@ class Group(Module):
 
     def __init__(self, geometry: Geometry, activation_port, number, epochs, arrivals,
                  technology: Technology = PORTABLE):
-        self.submodules.stream = Table(stream_bits(geometry), geometry.stream_words)
-        self.submodules.tiles = Table(TILE.width, geometry.tile_entries)
-        self.submodules.taps = Table(TAP.width, geometry.tap_entries)
-        self.submodules.masks = Table(geometry.lanes, geometry.mask_entries)
+        prefix = table_prefix(number)
+        self.submodules.stream = Table(stream_bits(geometry), geometry.stream_words, prefix + "stream")
+        self.submodules.tiles = Table(TILE.width, geometry.tile_entries, prefix + "tiles")
+        self.submodules.taps = Table(TAP.width, geometry.tap_entries, prefix + "taps")
+        self.submodules.masks = Table(geometry.lanes, geometry.mask_entries, prefix + "masks")
         self.submodules.aligner = aligner = Aligner(geometry, activation_port)
         self.submodules.array = array = technology.group_array(geometry)
         self.submodules.queue = runs = stream.SyncFIFO(run_layout(geometry), RUN_QUEUE_DEPTH)

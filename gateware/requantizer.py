@@ -51,7 +51,7 @@ class Requantizer(Module):
     def __init__(self, geometry: Geometry, drains, residual_port, writer, technology: Technology = PORTABLE):
         channel = channel_layout(geometry)
         columns = geometry.group_columns
-        self.submodules.channels = Table(channel.width, geometry.channel_entries)
+        self.submodules.channels = Table(channel.width, geometry.channel_entries, "channels")
         self.submodules.lanes = lanes = technology.lanes(
             geometry, [*(sums for drain in drains for sums in drain.sums), *(drain.maxima for drain in drains)]
         )
