@@ -69,6 +69,7 @@ class Board:
         device = self.devices[name]
         platform, clocks, memory, port = self.parts(name, device.geometry, device.clock_hz)
         engine = Engine(device.geometry, self.flow.technology(device.multipliers))
+        self.flow.constrain(name, engine)
         soc = SenteiSoC(platform, device.geometry, engine, memory, port, clocks, device.clock_hz)
         soc.install_firmware(directory)
         return soc, platform

@@ -4,7 +4,7 @@ Every reader has a copy of its own (true multi-port memory does not exist on FPG
 words lie in bank 0, odd words in bank 1:
 
     writers  --> arbiter --> bank 0 write, bank 1 write        one word a bank and cycle
-                               |             |
+                               |             |                 two registers, on the way to the copies
             copy 0:          [bank 0]     [bank 1]  --> reader 0
             copy 1:          [bank 0]     [bank 1]  --> reader 1 ...
 """
@@ -15,7 +15,10 @@ from operator import or_
 
 from migen import *
 
+from sentei.gateware.technology import PORTABLE, Technology
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
+
+MEMORY_PREFIX = "activations"  # of the names of banks in the Verilog
 
 
 class ActivationPort(Module):
@@ -26,7 +29,7 @@ class ActivationPort(Module):
 
     LATENCY = 3  # address register, memory, output register
 
-    def __init__(self, geometry: Geometry, writes):
+    def __init__(self, geometry: Geometry, writes, number: int):
         width, depth = ACTIVATION_BITS * geometry.lanes, geometry.activation_words
         self.word = Signal(max=depth)
         self.low = Signal(width)
@@ -38,7 +41,7 @@ class ActivationPort(Module):
         self.sync += [after.eq(before) for before, after in pairwise([self.word[0], *odd])]
         self.banks = []
         for bank, write in enumerate(writes):
-            memory = Memory(width, depth // 2)
+            memory = Memory(width, depth // 2, name=f"{MEMORY_PREFIX}_{number}_{bank}")
             write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
             read_port = memory.get_port(mode=READ_FIRST)
             self.specials += memory, write_port, read_port
@@ -72,27 +75,29 @@ class Writer:
 
 
 class BankWrite:
-    """What one bank writes in this cycle."""
+    """What one bank writes in this cycle: a word, or nothing if all bits are 0."""
 
-    def __init__(self, geometry: Geometry):
-        self.valid = Signal()
-        self.address = Signal(max=geometry.activation_words // 2)
-        self.data = Signal(ACTIVATION_BITS * geometry.lanes)
+    def __init__(self, geometry: Geometry, bits):
+        addresses = log2_int(geometry.activation_words // 2)
+        self.valid, self.address, self.data = bits[0], bits[1 : 1 + addresses], bits[1 + addresses :]
 
 
 class ActivationMemory(Module):
     """`readers` copies and `writers` sources; of several writers to one bank, the first in the list is served.
 
-    `ports[i]` is reader i, `writers[i]` is source i. A write is visible to reads that start in the next cycle.
+    `ports[i]` is reader i, `writers[i]` is source i. A write is visible to reads that start WRITE_LATENCY + 1 cycles
+    after it was served.
     """
 
-    def __init__(self, geometry: Geometry, readers: int, writers: int):
+    WRITE_LATENCY = 2
+
+    def __init__(self, geometry: Geometry, readers: int, writers: int, technology: Technology = PORTABLE):
         self.writers = [Writer(geometry) for _ in range(writers)]
 
         # # #
 
-        banks = [BankWrite(geometry), BankWrite(geometry)]
-        for bank, write in enumerate(banks):
+        banks = []  # of each, a copy for each reader
+        for bank in range(2):
             taken = C(0)
             chosen = []  # (address, data), zero unless served: cheaper to join than by priority
             for writer in self.writers:
@@ -103,9 +108,13 @@ class ActivationMemory(Module):
                     served.eq(wants & ~taken),
                     If(served, writer.ready.eq(1)),
                 ]
-                offer = Cat(writer.word[1:], writer.data)
+                offer = Cat(1, writer.word[1:], writer.data)
                 chosen.append(offer & Replicate(served, len(offer)))
                 taken = taken | wants
-            self.comb += [write.valid.eq(taken), Cat(write.address, write.data).eq(reduce(or_, chosen))]
-        self.ports = [ActivationPort(geometry, banks) for _ in range(readers)]
+            write = Signal(len(chosen[0]))
+            self.comb += write.eq(reduce(or_, chosen))
+            copies = technology.spread(self, write, self.WRITE_LATENCY, readers)
+            banks.append([BankWrite(geometry, bits) for users, bits in copies for _ in users])
+        self.ports = [ActivationPort(geometry, writes, number)
+                      for number, writes in enumerate(zip(*banks, strict=True))]
         self.submodules += self.ports

@@ -46,7 +46,7 @@ class Aligner(Module):
         # # #
 
         # A position takes the word of the vector's last lanes if it lies before the first lane's.
-        fine_bits = lane_bits // 2
+        fine_bits = (lane_bits + 1) // 2
         self.comb += port.word.eq(self.address[lane_bits:])
         address = delay(self, self.address[: lane_bits + 1], ActivationPort.LATENCY - 1)
         rotation = delay(self, address[:lane_bits], 1)

@@ -6,7 +6,7 @@ result bus empties the columns one after the other while the next tile's steps a
 
     cycle            t          t+1        t+2        t+3
     activations -> [col 0] -> [col 1] -> [col 2] -> ...         one register a column: its operand register
-    weight c enters column c with its vector
+    weight c comes to column c LEAD cycles before its vector
     column 0:      operands   product    sum        visible     next tile may overwrite
 
 Activations are unsigned nibbles (0 to 15), weights are signed (-8 to 7). The compiler proves that no sum leaves
@@ -20,17 +20,18 @@ from itertools import pairwise
 
 from migen import *
 
-from sentei.gateware.common import delay, delay_valid, nibble
+from sentei.gateware.common import delay, delay_valid, nibble, spread
 from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
 
 
 class Operands:
-    """What one column is given in one cycle, and, in `activations_held`, its operand register."""
+    """What one column is given, and, in `activations_held`, its operand register. All that comes with a weight is LEAD
+    cycles early, so that a vendor's form has time to bring it to all lanes."""
 
     def __init__(self, activations, activations_held, weights, valid, fresh):
         self.activations = activations
         self.activations_held = activations_held  # one cycle later
-        self.weights = weights  # this column's, and those of the columns behind it
+        self.weights = weights  # this column's, and those of the columns behind it; early, as all that follow
         self.valid = valid
         self.fresh = fresh  # start a new sum
 
@@ -38,11 +39,15 @@ class Operands:
 class GroupArray(Module):
     """`group_columns` columns in a row and the maxima.
 
-    A step enters with `valid`; `columns[c]` shows its sums LATENCY + c cycles later, `maxima` shows its maxima LATENCY
-    cycles later. There is no back-pressure: who feeds steps must empty sums in time.
+    A step enters with `valid`, its activations LEAD cycles later; `columns[c]` shows its sums LATENCY + c cycles after
+    these, `maxima` shows its maxima LATENCY cycles after. There is no back-pressure: who feeds steps must empty sums in
+    time.
     """
 
+    LEAD = 2
     LATENCY = 3  # operands, product, sum
+
+    spread = staticmethod(spread)
 
     def __init__(self, geometry: Geometry):
         lanes = geometry.lanes
@@ -53,7 +58,7 @@ class GroupArray(Module):
         self.fresh = Signal()
         self.maximum = Signal()
         self.columns = [Signal(geometry.accumulator_bits * lanes) for _ in range(geometry.group_columns)]
-        self.maxima = Signal(ACTIVATION_BITS * lanes)
+        self.maxima = Signal(ACTIVATION_BITS * lanes, reset_less=True)
 
         # # #
 
@@ -75,27 +80,28 @@ class GroupArray(Module):
         self.add_cells(operands)
 
         vector = vectors[self.LATENCY - 1]
-        update = delay_valid(self, self.valid & self.maximum, self.LATENCY - 1)
-        restart = delay_valid(self, self.fresh, self.LATENCY - 1)
-        larger = [
-            If(
-                restart | (nibble(vector, lane) > nibble(self.maxima, lane)),
-                nibble(self.maxima, lane).eq(nibble(vector, lane)),
-            )
-            for lane in range(lanes)
-        ]
-        self.sync += If(update, *larger)
+        update = Signal()
+        self.comb += update.eq(self.valid & self.maximum)
+        delays = self.LEAD + self.LATENCY - 1
+        for sector, flags in self.spread(self, Cat(update, self.fresh), delays, lanes):
+            update, restart = flags
+            pairs = [(nibble(vector, lane), nibble(self.maxima, lane)) for lane in sector]
+            self.sync += If(update, *[If(restart | (new > largest), largest.eq(new)) for new, largest in pairs])
 
     def add_cells(self, operands: list[Operands]):
         """Drive `columns` from the operands of each column."""
         for sums, here in zip(self.columns, operands, strict=True):
             self.comb += sums.eq(Cat(*self.sums_of(here, range(self.geometry.lanes))))
 
+    def held(self, here: Operands):
+        """A column's weight, valid and fresh in the cycle of `activations_held`."""
+        weight = Signal((WEIGHT_BITS, True))
+        self.comb += weight.eq(delay(self, here.weights[:WEIGHT_BITS], self.LEAD + 1))
+        return weight, delay_valid(self, here.valid, self.LEAD + 1), delay_valid(self, here.fresh, self.LEAD + 1)
+
     def sums_of(self, here: Operands, lanes):
         """Accumulators of these lanes of a column."""
-        weight = Signal((WEIGHT_BITS, True), reset_less=True)
-        self.sync += weight.eq(here.weights[:WEIGHT_BITS])
-        valid, fresh = delay_valid(self, here.valid, 1), delay_valid(self, here.fresh, 1)
+        weight, valid, fresh = self.held(here)
         totals = []
         multiply, start, accumulate = [], [], []
         for lane in lanes:

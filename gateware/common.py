@@ -23,6 +23,14 @@ def delay_valid(module, signal, cycles):
     return signal
 
 
+def spread(module, signal, cycles, users):
+    """`signal` as it was `cycles` clock cycles ago, for `users` places: (range of users, their copy) pairs.
+
+    This form has one copy for all. A vendor's form has more where wires across the device are slow.
+    """
+    return [(range(users), delay(module, signal, cycles))]
+
+
 def fields_of(layout: Layout, word):
     """Record-like view: one Signal per field of `layout`, with the statements that drive them from `word`."""
     view = type(layout.name, (), {})()

@@ -23,11 +23,14 @@ How a LUT of a carry chain holds an adder's gates, too: half a CCU2C computes S 
 P, else it passes G; P is any function of its inputs A, B, C, D, and G is P at C = D = 0. It adds y(A, B) and
 x(A, B, C, D) if x is 0 at C = D = 0: then G = y, which is the carry wherever x = y. `adder` checks this rule.
 
-Several adders lie in one chain, because where a chain begins and ends nextpnr spends a CCU2C each. Between two adders
-stands half a CCU2C whose P is 0: its S is the carry out of the adder before, a bit of that sum, and its G is the
-carry into the next one: 0, or `negative`. Inputs without use are 1, which costs no wire.
+Before each adder stands half a CCU2C whose P is 0: its S is the carry out of the adder before, a bit of that sum, and
+its G is the carry into the next one: 0, or `negative`. So a chain needs no carry in, on which nextpnr would spend a
+CCU2C and a wire. Inputs without use are 1, which costs no wire either.
 
-Cost in LUT4 (2 a CCU2C): 17 a MAC in a multiplier, 28 a MAC in LUTs; and 4 for the ends of each chain.
+*Wires* across a large device take most of a cycle. So what all lanes of a column need comes LEAD cycles early, and
+every SECTOR lanes have registers of their own for it.
+
+Cost in LUT4 (2 a CCU2C): 17 a MAC in a multiplier, 28 a MAC in LUTs.
 """
 
 from itertools import islice, product
@@ -40,6 +43,7 @@ from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
 
 PRODUCT_BITS = 7  # 15 * 8 = 120
 MULTIPLY_HALVES = 12  # of a chain, for a product
+SECTOR = 4  # lanes
 CHAIN_HALVES = 34  # two accumulators, or a MAC in LUTs; longer chains cost less, but are hard to place
 
 
@@ -66,7 +70,7 @@ ACCUMULATE_SIGN = adder(lambda a, b: a & b, lambda a, b, c, d: d)  # sum, keep, 
 
 
 class CarryChain(Module):
-    """CCU2Cs in a row. The carry into the first is 0, but better not relied on: begin with a separating half."""
+    """CCU2Cs in a row. There is no carry in: the first half's P must be 0."""
 
     def __init__(self):
         self.halves = []
@@ -79,19 +83,20 @@ class CarryChain(Module):
 
     def do_finalize(self):
         halves = iter(self.halves)
-        carry = C(0, 1)
+        carry = {}
         while cell := list(islice(halves, 2)):
             carry_out = Signal()
-            ports = {"i_CIN": carry, "o_COUT": carry_out}
+            ports = carry | {"o_COUT": carry_out}
             for number, (init, inputs, output) in enumerate(cell):
                 ports |= {f"i_{name}{number}": bit for name, bit in zip("ABCD", inputs, strict=True)}
                 ports |= {f"p_INIT{number}": C(init, 16), f"p_INJECT1_{number}": "NO", f"o_S{number}": output}
             self.specials += Instance("CCU2C", **ports)
-            carry = carry_out
+            carry = {"i_CIN": carry_out}
 
 
-def multiplier(module, left, right):
-    """36-bit product of two unsigned numbers (lists of at most 18 bits), two cycles later: input, output registers."""
+def multiplier(left, right):
+    """A multiplier of two unsigned numbers (lists of at most 18 bits), and the 36-bit product two cycles later: it has
+    registers at its inputs and outputs."""
     result = Signal(36)
     ports = {"i_CLK0": ClockSignal(), "i_CE0": 1, "i_RST0": 0, "p_GSR": "DISABLED"}
     for name, bits in (("A", left), ("B", right), ("C", [])):
@@ -100,69 +105,81 @@ def multiplier(module, left, right):
     ports |= {f"i_{name}": 0 for name in ("SIGNEDA", "SIGNEDB", "SOURCEA", "SOURCEB")}
     for name in ("INPUTA", "INPUTB", "OUTPUT"):
         ports |= {f"p_REG_{name}_CLK": "CLK0", f"p_REG_{name}_CE": "CE0", f"p_REG_{name}_RST": "RST0"}
-    module.specials += Instance("MULT18X18D", **ports)
-    return result
+    return Instance("MULT18X18D", **ports), result
 
 
-def magnitude_of(module, operands: Operands, offset: int):
-    """Magnitude (0 to 8) of the weight of the column that is `offset` behind; 0 in a cycle without a step."""
-    weight = operands.weights[WEIGHT_BITS * offset : WEIGHT_BITS * (offset + 1)]
-    magnitude = Signal(WEIGHT_BITS)
-    module.comb += magnitude.eq(Mux(operands.valid, Mux(weight[-1], -weight, weight), 0))
-    return magnitude
+def copy(module, signal):
+    """`signal` a cycle later, in flip-flops that synthesis does not merge with others that hold the same."""
+    copied = Signal(len(signal))
+    for bit, held in zip(signal, copied, strict=True):
+        module.specials += Instance(
+            "TRELLIS_FF", p_GSR="DISABLED", p_CEMUX="1", p_CLKMUX="CLK", p_LSRMUX="LSR", p_REGSET="RESET",
+            i_CLK=ClockSignal(), i_LSR=0, i_DI=bit, o_Q=held)
+    return copied
+
+
+def spread(module, signal, cycles, users, sector=SECTOR):
+    """`signal` as it was `cycles` cycles ago, with a copy for every `sector` users: (range of users, copy) pairs."""
+    signal = delay(module, signal, cycles - 1)
+    firsts = range(0, users, sector)
+    return [(range(first, min(first + sector, users)), copy(module, signal)) for first in firsts]
 
 
 class Weight:
-    """One column's weight as its cells want it; zero, and `keep`, in a cycle without a step.
+    """One column's weight as a sector's cells want it; zero, and `keep`, in a cycle without a step.
 
-    With the operands: `magnitude`, and in `magnitudes` also that of the next column's weight. A cycle later:
+    With the operands: `magnitude`, and `following`, the next column's, for the first column of a piece. A cycle later:
     `four_or_more`, `eight`. Two cycles later, with the product: `negative` subtracts it, `keep` = 0 starts a new sum.
     """
 
-    def __init__(self, module, operands: Operands):
-        four_or_more, eight = Signal(reset_less=True), Signal(reset_less=True)
-        negative, keep = Signal(reset_less=True), Signal(reset_less=True)
-        behind = len(operands.weights) // WEIGHT_BITS
-        self.magnitudes = [magnitude_of(module, operands, offset) for offset in range(min(2, behind))]
-        self.magnitude = self.magnitudes[0]
+    def __init__(self, module, magnitudes, flags):
+        self.magnitude, self.following = magnitudes[:WEIGHT_BITS], magnitudes[WEIGHT_BITS:]
+        self.negative, self.keep = flags
+        self.four_or_more, self.eight = Signal(reset_less=True), Signal(reset_less=True)
         module.sync += [
-            four_or_more.eq(self.magnitude[2] | self.magnitude[3]),
-            eight.eq(self.magnitude[3]),
-            negative.eq(operands.valid & operands.weights[WEIGHT_BITS - 1]),
-            keep.eq(~(operands.valid & operands.fresh)),
+            self.four_or_more.eq(self.magnitude[2] | self.magnitude[3]),
+            self.eight.eq(self.magnitude[3]),
         ]
-        self.four_or_more, self.eight = four_or_more, eight
-        self.negative, self.keep = delay(module, negative, 1), delay(module, keep, 1)
 
 
 class ECP5GroupArray(GroupArray):
-    """GroupArray with `multipliers` of its pieces, lanes by lanes, in MULT18X18D, and all other MACs in LUTs."""
+    """GroupArray with `multipliers` of its pieces, in MULT18X18D, and all other MACs in LUTs.
+
+    `pieces` lists the multipliers, in order of lanes, as (first lane, first column, instance).
+    """
+
+    spread = staticmethod(spread)
 
     def __init__(self, geometry: Geometry, multipliers: int):
         self.multipliers = multipliers
+        self.pieces: list[tuple[int, int, Instance]] = []
         GroupArray.__init__(self, geometry)
 
     def add_cells(self, operands: list[Operands]):
         lanes, columns = self.geometry.lanes, self.geometry.group_columns
-        weights = [Weight(self, here) for here in operands]
+        weights = []
+        for column, here in enumerate(operands):
+            weights.append(self.weights_of(here, weights[-1] if column % 2 else None))
         totals = [[Signal(self.geometry.accumulator_bits, reset_less=True) for _ in range(lanes)] for _ in operands]
         for sums, column in zip(self.columns, totals, strict=True):
             self.comb += sums.eq(Cat(*column))
         results = {}  # of multipliers, by lane and column
         pieces = list(product(range(0, lanes, 2), range(0, columns - 1, 2)))
-        # Spread evenly over the lanes, as multipliers are over the device: a lane is best kept in one place.
+        # Evenly over as few quarters of the lanes as can have them: multipliers lie in rows of the device.
+        quarters = -(-4 * self.multipliers // max(1, len(pieces)))
+        pieces = pieces[: quarters * len(pieces) // 4]
         count = min(self.multipliers, len(pieces))
         chosen = [piece for number, piece in enumerate(pieces, 1)
                   if number * count // len(pieces) > (number - 1) * count // len(pieces)]
         for lane, column in chosen:
-            fields = self.multiply_piece(operands[column], weights[column], lane)
+            fields = self.multiply_piece(operands[column], weights[column][lane // SECTOR], lane, column)
             results |= {
                 (lane + row, column + side): result
                 for (row, side), result in zip(product((0, 1), repeat=2), fields, strict=True)
             }
         chain = None
         for lane, column in product(range(lanes), range(columns)):
-            weight, result = weights[column], results.get((lane, column))
+            weight, result = weights[column][lane // SECTOR], results.get((lane, column))
             halves = self.geometry.accumulator_bits + (1 if result is not None else MULTIPLY_HALVES)
             if chain is None or len(chain.halves) + halves > CHAIN_HALVES:
                 self.submodules += (chain := CarryChain())
@@ -172,15 +189,33 @@ class ECP5GroupArray(GroupArray):
                 chain.add(CARRY_A, weight.negative)
             self.accumulate(chain, totals[column][lane], weight, result)
 
-    def multiply_piece(self, operands: Operands, weight: Weight, lane: int):
+    def weights_of(self, here: Operands, before: list[Weight] | None) -> list[Weight]:
+        """This column's weight, for each sector. `before` is the column's before, if they are one piece."""
+        lanes = self.geometry.lanes
+        if before is None:
+            early = []
+            for first in range(0, min(len(here.weights), 2 * WEIGHT_BITS), WEIGHT_BITS):
+                weight = here.weights[first : first + WEIGHT_BITS]
+                magnitude = Signal(WEIGHT_BITS)
+                self.comb += magnitude.eq(Mux(here.valid, Mux(weight[-1], -weight, weight), 0))
+                early.append(magnitude)
+            magnitudes = spread(self, Cat(*early), self.LEAD, lanes)
+        else:
+            magnitudes = [(None, delay(self, weight.following, 1)) for weight in before]
+        flags = Signal(2)  # negative, keep
+        self.comb += flags.eq(Cat(here.valid & here.weights[WEIGHT_BITS - 1], ~(here.valid & here.fresh)))
+        flags = spread(self, flags, self.LEAD + 2, lanes)
+        return [Weight(self, own, signs) for (_, own), (_, signs) in zip(magnitudes, flags, strict=True)]
+
+    def multiply_piece(self, operands: Operands, weight: Weight, lane: int, column: int):
         """Products of two lanes, each by this column's weight and by the next one's, each in its column's cycle."""
         low, high = nibble(operands.activations, lane), nibble(operands.activations, lane + 1)
-        this, following = weight.magnitudes
-        fields = multiplier(
-            self,
+        instance, fields = multiplier(
             [*low, *[0] * (2 * PRODUCT_BITS - ACTIVATION_BITS), *high],
-            [*this, *[0] * (PRODUCT_BITS - WEIGHT_BITS), *following],
+            [*weight.magnitude, *[0] * (PRODUCT_BITS - WEIGHT_BITS), *weight.following],
         )
+        self.specials += instance
+        self.pieces.append((lane, column, instance))
         return [
             delay(self, fields[PRODUCT_BITS * number : PRODUCT_BITS * (number + 1)], number % 2) for number in range(4)
         ]

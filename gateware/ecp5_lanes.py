@@ -6,7 +6,7 @@ C = D = 0. So it adds the bits y(A, B) and x(A, B, C, D) if x is 0 at C = D = 0;
     value        y = ~sum             x = constant & plain & shifted
     search       y = rest             x = distance ^ ~reached
     the last     y = rest             x = reached ? up : ~down
-    its carry    S is not used; passes on (reached ? one : another), whatever comes in
+    its carry    S is not used; carries (reached ? one : another)
     residual     y = n ^ flip         x = residual & ~handed out
     clamping     y = low              x = above ? span : code
 
@@ -15,28 +15,29 @@ Where many become one, the outputs of LUT4s go through the slices' own multiplex
 
 from migen import *
 
-from sentei.gateware.ecp5 import CarryChain, adder, lut4
+from sentei.gateware.ecp5 import SEPARATE, CarryChain, adder, lut4, spread
 from sentei.gateware.lanes import Lanes
 from sentei.overlay.geometry import ACTIVATION_BITS
 
 # Inputs of each are A, B, C, D.
 SUBTRACT = adder(lambda a, b: 1 ^ a, lambda a, b, c, d: b & c & d)  # sum, constant, plain, shifted
 SEARCH = adder(lambda a, b: a, lambda a, b, c, d: d & (b ^ c ^ 1))  # rest, distance, reached, 1
+SEARCH_HIGH = adder(lambda a, b: a, lambda a, b, c, d: d & (c ^ 1))  # rest, any, reached, 1
 SEARCH_LAST = adder(lambda a, b: a, lambda a, b, c, d: b if c else d)  # rest, up, reached, down inverted
 SEARCH_CARRY = lut4(lambda a, b, c, d: 1 ^ (c if a else d))  # reached, any, carry if reached, carry if not
 ADD_RESIDUAL = adder(lambda a, b: a ^ b, lambda a, b, c, d: c & (1 ^ d))  # reached, flip, residual, handed out
 CLAMP = adder(lambda a, b: a, lambda a, b, c, d: b if d else c)  # low, span, code, above
-CARRY = 0  # S is the carry
-TAKE = lut4(lambda a, b, c, d: a & (1 ^ b) | c & (1 ^ d))  # sum, idle, another sum, idle
+TAKE = lut4(lambda a, b, c, d: a & b | c & d)  # sum, its turn, another sum, its turn
 CHOOSE = lut4(lambda a, b, c, d: b if c else a)
 
 
 def carry_chain(module, halves):
     """Sums of one chain, no carry in. `halves`: (INIT, [A, B, C, D])."""
     module.submodules += (chain := CarryChain())
+    chain.add(SEPARATE)
     sums = [chain.add(init, *inputs) for init, inputs in halves]
-    if len(halves) % 2:
-        chain.add(CARRY)
+    if len(chain.halves) % 2:
+        chain.add(SEPARATE)
     return Cat(*sums)
 
 
@@ -66,38 +67,42 @@ def choose(module, lookups, selects):
 class ECP5Lanes(Lanes):
     """`Lanes` in ECP5 primitives: same ports, same cycles."""
 
-    def take(self, sources):
+    spread = staticmethod(spread)
+
+    def take(self, sources, turns):
         """A register for four sources of sums: of the two pairs, a multiplexer chooses the one that has a turn."""
-        sums = [number for number, source in enumerate(sources) if len(source) == self.sum_bits * self.lanes]
+        sums = [number for number, source in enumerate(sources) if len(source) == len(sources[0])]
         if len(sums) % 4:
-            return Lanes.take(self, sources)
+            return Lanes.take(self, sources, turns)
         registers = []
         for numbers in zip(*[iter(sums)] * 4, strict=True):
-            turns = [(sources[number], self.idle[number]) for number in numbers]
+            four = [(sources[number], turns[number]) for number in numbers]
             second = Signal()
-            self.comb += second.eq(~(turns[2][1] & turns[3][1]))
-            register = Signal(len(turns[0][0]), reset_less=True)
+            self.comb += second.eq(four[2][1] | four[3][1])
+            register = Signal(len(four[0][0]), reset_less=True)
             for bit in range(len(register)):
-                pairs = [[(source[bit], idle) for source, idle in turns[first : first + 2]] for first in (0, 2)]
+                pairs = [[(source[bit], turn) for source, turn in four[first : first + 2]] for first in (0, 2)]
                 lookups = [lookup(self, TAKE, [value for pair in both for value in pair]) for both in pairs]
                 self.sync += register[bit].eq(choose(self, lookups, [second]))
             registers.append(register)
         maxima = [number for number in range(len(sources)) if number not in sums]
-        return [*registers, *(self.taken(sources[number], self.idle[number]) for number in maxima)]
+        return [*registers, *(self.taken(sources[number], turns[number]) for number in maxima)]
 
     def subtract(self, total, constant, plain, shifted):
         halves = []
         for bit in range(self.wide_bits):
             term = total[min(bit, self.sum_bits - 1)]
             halves.append((SUBTRACT, [term, constant[bit], plain[bit], shifted[bit]]))
-        return carry_chain(self, halves)[: self.wide_bits]
+        return carry_chain(self, halves)
 
     def search(self, rest, distance, carries, reached):
         halves = [self.start(carries, reached)]
         for bit in range(self.bits):
-            term = distance[bit] if bit < len(distance) else 0
-            halves.append((SEARCH, [rest[bit], term, reached[0], 1]))
-        return carry_chain(self, halves)[1 : 1 + self.bits]
+            if bit < len(distance):
+                halves.append((SEARCH, [rest[bit], distance[bit], reached[0], 1]))
+            else:
+                halves.append((SEARCH_HIGH, [rest[bit], 1, reached[0], 1]))
+        return carry_chain(self, halves)[1:]
 
     def search_last(self, rest, up, down, carries, reached):
         inverted = Signal(len(down))
@@ -105,7 +110,7 @@ class ECP5Lanes(Lanes):
         halves = [self.start(carries, reached)]
         for bit in range(self.bits):
             halves.append((SEARCH_LAST, [rest[bit], up[bit], reached[0], inverted[bit]]))
-        return carry_chain(self, halves)[1 : 1 + self.bits]
+        return carry_chain(self, halves)[1:]
 
     def start(self, carries, reached):
         """The half that makes a search's carry."""
@@ -120,13 +125,13 @@ class ECP5Lanes(Lanes):
                 chosen.append(choose(self, lookups, before[1:]))
             else:
                 chosen.append(bits[0])
-        return SEARCH_CARRY, [last, 0, chosen[1], chosen[0]]
+        return SEARCH_CARRY, [last, 1, chosen[1], chosen[0]]
 
     def add_residual(self, reached, flip, residual, handed_out):
-        halves = [(ADD_RESIDUAL, [bit, flip, 0, 0]) for bit in reached]
+        halves = [(ADD_RESIDUAL, [bit, flip, 1, 1]) for bit in reached]
         for number in range(ACTIVATION_BITS):
             halves[number][1][2:] = [residual[number], handed_out[number]]
-        return carry_chain(self, [*halves, (CARRY, [0, 0, 0, 0])])
+        return carry_chain(self, [*halves, (SEPARATE, [])])
 
     def clamped(self, low, span, code, above):
         halves = [(CLAMP, [low[bit], span[bit], code[bit], above]) for bit in range(ACTIVATION_BITS)]

@@ -23,6 +23,7 @@ from litex.soc.interconnect.csr import AutoCSR, CSRStatus, CSRStorage
 from migen import *
 
 from sentei.gateware.activation_memory import ActivationMemory
+from sentei.gateware.common import delay_valid
 from sentei.gateware.dma import DMAReader, DMAWriter
 from sentei.gateware.group import Group
 from sentei.gateware.loader import Loader, Storer
@@ -52,12 +53,14 @@ class Profile(Module):
 
         # # #
 
+        # All a cycle later: what a group does in a cycle is decided late in it.
+        clear = delay_valid(self, self.clear, 1)
         clock = Signal(32)
         transferred = Signal(32)
         writing = Signal()
         self.sync += [
-            If(self.clear, clock.eq(0)).Else(clock.eq(clock + 1)),
-            If(writing | self.clear, transferred.eq(bytes_moved)).Else(transferred.eq(transferred + bytes_moved)),
+            If(clear, clock.eq(0)).Else(clock.eq(clock + 1)),
+            If(writing | clear, transferred.eq(bytes_moved)).Else(transferred.eq(transferred + bytes_moved)),
         ]
         written = {name: Signal(32) for name in PROFILE_WORDS}
         busy = C(0)
@@ -69,25 +72,27 @@ class Profile(Module):
                 setup=group.preparing,
                 idle=group.idle,
             )
+            causes = {name: delay_valid(self, cause, 1) for name, cause in causes.items()}
+            ends = delay_valid(self, group.layer_ends, 1)
             taken, pending = Signal(), Signal()
             end = Signal(32)
             self.comb += [
-                group.record_taken.eq(~pending),
+                group.record_taken.eq(~ends & ~pending),
                 taken.eq(pending & ~busy),
                 If(taken, written["group"].eq(number), written["end"].eq(end)),
             ]
             self.sync += [
                 If(taken, pending.eq(0)),
-                If(group.layer_ends, pending.eq(1), end.eq(clock + 1)),
-                If(self.clear, pending.eq(0)),
+                If(ends, pending.eq(1), end.eq(clock + 1)),
+                If(clear, pending.eq(0)),
             ]
             for name, cause in causes.items():
                 counter, total, record = (Signal(self.COUNTER_BITS) for _ in range(3))
                 self.comb += [total.eq(counter + cause), If(taken, written[name].eq(record))]
                 self.sync += [
                     counter.eq(total),
-                    If(group.layer_ends, record.eq(total), counter.eq(0)),
-                    If(self.clear, counter.eq(0)),
+                    If(ends, record.eq(total), counter.eq(0)),
+                    If(clear, counter.eq(0)),
                 ]
             busy = busy | pending
         memory = Memory(32 * len(PROFILE_WORDS), geometry.profile_entries)
@@ -99,7 +104,7 @@ class Profile(Module):
         room = Signal()
         self.sync += [
             If(writing & room, self.count.eq(self.count + 1)),
-            If(self.clear, self.count.eq(0)),
+            If(clear, self.count.eq(0)),
             select.eq(self.index[:word_bits]),
         ]
         self.comb += [
@@ -122,16 +127,18 @@ class Core(Module):
 
     def __init__(self, geometry: Geometry, technology: Technology, reader: DMAReader, writer: DMAWriter):
         self.submodules.memory = memory = ActivationMemory(
-            geometry, readers=geometry.groups + geometry.requantizers, writers=geometry.requantizers + 1
+            geometry, readers=geometry.groups + geometry.requantizers, writers=geometry.requantizers + 1,
+            technology=technology,
         )
         self.epochs = [Signal(EPOCH_BITS, name=f"epoch{number}") for number in range(geometry.groups)]
+        arrivals = [Signal() for _ in self.epochs]
         self.groups = [
-            Group(geometry, memory.ports[number], epoch, self.epochs, technology)
-            for number, epoch in enumerate(self.epochs)
+            Group(geometry, memory.ports[number], number, self.epochs, arrivals, technology)
+            for number in range(geometry.groups)
         ]
         self.submodules += self.groups
         self.submodules.sequencer = sequencer = Sequencer(
-            geometry, self.epochs, [group.todo for group in self.groups]
+            geometry, self.epochs, arrivals, [group.todo for group in self.groups]
         )
         requantizers = range(geometry.requantizers)
         share = geometry.groups_per_requantizer
@@ -226,7 +233,7 @@ class Engine(Module, AutoCSR):
         self.submodules.reader = reader = DMAReader(bus)
         self.submodules.writer = writer = DMAWriter(bus)
         core = Core(geometry, technology, reader, writer)
-        reset = Signal()
+        reset = Signal()  # a register: it has a long way to go
         self.submodules.core = ResetInserter()(core)
         sequencer, profile = core.sequencer, core.profile
 
@@ -237,7 +244,6 @@ class Engine(Module, AutoCSR):
         entry = REGISTERS["doorbell"].layout["entry"]
         overflow = Signal()
         self.comb += [
-            reset.eq(registers["control"].re & written_bit("control", "reset")),
             core.reset.eq(reset),
             profile.clear.eq(registers["control"].re & written_bit("control", "clear_profile")),
             profile.index.eq(registers["profile_index"].storage),
@@ -267,6 +273,7 @@ class Engine(Module, AutoCSR):
             self.irq.eq(sequencer.done | (failed & ~failed_before)),
         ]
         self.sync += [
+            reset.eq(registers["control"].re & written_bit("control", "reset")),
             failed_before.eq(failed),
             If(sequencer.done, completed.eq(completed + 1)),
             If(reset, completed.eq(0), error_address.eq(0))

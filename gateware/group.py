@@ -42,7 +42,8 @@ FETCH_LATENCY = TABLE_LATENCY + 1  # address to issue point: one cycle to work o
 RUN_QUEUE_DEPTH = 4
 TAP_DELAY = 1 + TABLE_LATENCY  # issue to tap entry: address register, table
 PIXEL_DELAY = TAP_DELAY + 1  # issue to pixel address
-ARRAY_DELAY = PIXEL_DELAY + Aligner.LATENCY  # issue to the array's input
+ARRAY_DELAY = PIXEL_DELAY + Aligner.LATENCY  # issue to the array's activations
+WEIGHT_DELAY = ARRAY_DELAY - GroupArray.LEAD  # issue to the array's weights
 DRAIN_DELAY = ARRAY_DELAY + GroupArray.LATENCY  # issue to column 0's finished sums
 DRAIN_QUEUE_DEPTH = 16  # at least DRAIN_DELAY + 1: a pass may end every cycle
 assert DRAIN_QUEUE_DEPTH > DRAIN_DELAY
@@ -72,7 +73,7 @@ HEADER_WORDS = 2
 
 def result_queue_depth(geometry: Geometry) -> int:
     """Results that a requantizer may have on their way to the memory; so many that synthesis takes a block RAM."""
-    return max(64, 2 * geometry.group_columns)
+    return max(64, 4 * geometry.group_columns)
 
 
 def run_layout(geometry: Geometry):
@@ -87,7 +88,7 @@ class Table(Module):
     With `enable` at 0 the output stands still.
     """
 
-    def __init__(self, width: int, depth: int):
+    def __init__(self, width: int, depth: int, name: str):
         self.write = Signal()
         self.write_address = Signal(max=depth)
         self.write_data = Signal(width)
@@ -97,7 +98,7 @@ class Table(Module):
 
         # # #
 
-        memory = Memory(width, depth)
+        memory = Memory(width, depth, name=name)
         write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
         read_port = memory.get_port(has_re=True, mode=READ_FIRST)
         self.specials += memory, write_port, read_port
@@ -109,6 +110,11 @@ class Table(Module):
             read_port.re.eq(self.enable),
         ]
         self.sync += If(self.enable, self.data.eq(read_port.dat_r))
+
+
+def table_prefix(group: int) -> str:
+    """Of the names of a group's tables in the Verilog."""
+    return f"group{group}_"
 
 
 class DrainPort:
@@ -154,6 +160,37 @@ class Epochs(Module):
         self.comb += self.reached.eq(reduce(and_, ahead))
 
 
+class Awaited(Module):
+    """The epoch that the step at the issue point waits for: `reached` says whether all groups are there.
+
+    It is a register, for what follows is decided late in the cycle. `before` is the wanted epoch less 1, `soon` that of
+    the step which comes to the issue point if `advance` is 1. `epochs` are the groups' counters, and a counter whose
+    `arrives` is 1 is about to go one up. A counter that goes up in another way is seen a cycle later.
+    """
+
+    def __init__(self, epochs, arrives):
+        self.advance = Signal()
+        self.soon = Signal(EPOCH_BITS)
+        self.before = Signal(EPOCH_BITS)
+        self.reached = Signal()
+
+        # # #
+
+        def all_there(before):
+            there = []
+            for epoch, more in zip(epochs, arrives, strict=True):
+                short = Signal(1 + EPOCH_BITS)  # twice before - epoch - more; and 1 or 2 more, the carry's doing
+                self.comb += short.eq(Cat(1, before) + Cat(~more, ~epoch))
+                there.append(short[-1])
+            return reduce(and_, there)
+
+        self.sync += [
+            If(self.advance, self.before.eq(self.soon), self.reached.eq(all_there(self.soon))).Else(
+                self.reached.eq(all_there(self.before))
+            )
+        ]
+
+
 # What the fetch unit says of each word on its way to the issue point.
 class Word:
     STEP, HEADER0, HEADER1, EMPTY = range(4)
@@ -168,7 +205,8 @@ class Word:
 class Group(Module):
     """Does the runs that come in through `runs`; `todo` counts those not finished, that is, not read to their end.
 
-    `epoch` counts the phases that the group has passed; `epochs` must be the list of all groups' counters. `busy`
+    `epoch` counts the phases that the group has passed, and goes up when `arrives` is 1, or when it passes phases in
+    which it has nothing to do; `epochs` and `arrivals` must be the lists of all groups' counters and `arrives`. `busy`
     falls when all results are written.
     `stream`, `tiles`, `taps`, `masks` are the tables that the loader writes. In every cycle one of `stepping` (a step
     is issued), `draining` (wait for the result bus), `waiting` (for an epoch), `preparing` (headers, filling the
@@ -176,11 +214,13 @@ class Group(Module):
     `record_taken`.
     """
 
-    def __init__(self, geometry: Geometry, activation_port, epoch, epochs, technology: Technology = PORTABLE):
-        self.submodules.stream = Table(stream_bits(geometry), geometry.stream_words)
-        self.submodules.tiles = Table(TILE.width, geometry.tile_entries)
-        self.submodules.taps = Table(TAP.width, geometry.tap_entries)
-        self.submodules.masks = Table(geometry.lanes, geometry.mask_entries)
+    def __init__(self, geometry: Geometry, activation_port, number, epochs, arrivals,
+                 technology: Technology = PORTABLE):
+        prefix = table_prefix(number)
+        self.submodules.stream = Table(stream_bits(geometry), geometry.stream_words, prefix + "stream")
+        self.submodules.tiles = Table(TILE.width, geometry.tile_entries, prefix + "tiles")
+        self.submodules.taps = Table(TAP.width, geometry.tap_entries, prefix + "taps")
+        self.submodules.masks = Table(geometry.lanes, geometry.mask_entries, prefix + "masks")
         self.submodules.aligner = aligner = Aligner(geometry, activation_port)
         self.submodules.array = array = technology.group_array(geometry)
         self.submodules.queue = runs = stream.SyncFIFO(run_layout(geometry), RUN_QUEUE_DEPTH)
@@ -339,11 +379,13 @@ class Group(Module):
         self.comb += statements + more
         job_epoch, soon_epoch = Signal(EPOCH_BITS), Signal(EPOCH_BITS)
         soon_late = Signal(HEADER1["late"].width)
-        self.submodules.awaited = awaited = Epochs(epochs)
+        self.submodules.awaited = awaited = Awaited(epochs, arrivals)
         changes = Signal()
-        run_epoch = Signal(EPOCH_BITS)
+        run_epoch = Signal(EPOCH_BITS)  # of the picture's start, less 1; so are the jobs' epochs
         self.comb += [
             changes.eq(valid[-2] & words[-2].first),
+            awaited.advance.eq(advance),
+            awaited.soon.eq(soon_epoch + Mux(soon.late, soon_late, soon_where.epoch)),
             soon_epoch.eq(job_epoch),
             soon_late.eq(place.late),
             If(
@@ -353,12 +395,11 @@ class Group(Module):
             ),
         ]
         self.sync += [
-            If(fsm.ongoing("HEADER1") & starts_run & advance, run_epoch.eq(run.epoch)),
+            If(fsm.ongoing("HEADER1") & starts_run & advance, run_epoch.eq(run.epoch - 1)),
             If(
                 advance,
                 word.eq(self.stream.data),
                 tile_word.eq(self.tiles.data),
-                awaited.wanted.eq(soon_epoch + Mux(soon.late, soon_late, soon_where.epoch)),
                 If(changes, header0.eq(pending0), header1.eq(pending1), job_epoch.eq(soon_epoch)),
             ),
         ]
@@ -367,6 +408,9 @@ class Group(Module):
             If(valid[-1] & (kind == Word.HEADER0), pending0.eq(word)),
             If(valid[-1] & (kind == Word.HEADER1), pending1.eq(word), pending_ready.eq(1)),
         ]
+
+        arrives = arrivals[number]
+        self.comb += arrives.eq(self.drain.written & self.drain.signal)
 
         # Drains issued whose results are not all written. A wide one is alone.
         outstanding = Signal(max=result_queue_depth(geometry) + 1)
@@ -398,7 +442,7 @@ class Group(Module):
         self.sync += [
             If(issue, fresh.eq(ends)),
             outstanding.eq(outstanding + (issue & here.last) - self.drain.written),
-            epoch.eq(epoch + (self.drain.written & self.drain.signal) + Mux(passes, place.steps, 0)),
+            epochs[number].eq(epochs[number] + arrives + Mux(passes, place.steps, 0)),
         ]
 
         # The parameters of each drain wait in a queue until the sums are ready.
@@ -453,10 +497,10 @@ class Group(Module):
                 delay(
                     self,
                     word[STEP_WEIGHTS_OFFSET : STEP_WEIGHTS_OFFSET + WEIGHT_BITS * geometry.group_columns],
-                    ARRAY_DELAY,
+                    WEIGHT_DELAY,
                 )
             ),
-            array.valid.eq(delay_valid(self, issue, ARRAY_DELAY)),
-            array.fresh.eq(delay(self, fresh, ARRAY_DELAY)),
-            array.maximum.eq(delay(self, here.maximum, ARRAY_DELAY)),
+            array.valid.eq(delay_valid(self, issue, WEIGHT_DELAY)),
+            array.fresh.eq(delay(self, fresh, WEIGHT_DELAY)),
+            array.maximum.eq(delay(self, here.maximum, WEIGHT_DELAY)),
         ]

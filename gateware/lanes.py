@@ -35,7 +35,7 @@ from operator import or_
 
 from migen import *
 
-from sentei.gateware.common import delay, delay_valid, nibble
+from sentei.gateware.common import delay, delay_valid, nibble, spread
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import CARRY_BITS, LANE_SUM_BITS, NIBBLE_SHIFT, NO_RESIDUAL, SEARCH_LEVELS
 
@@ -51,19 +51,21 @@ assert NO_RESIDUAL == 1 << (ACTIVATION_BITS - 1)
 class Lanes(Module):
     """`sources` are the vectors that have turns: sums, signed, `accumulator_bits` a lane, or maxima, a nibble a lane.
 
-    Inputs, each in its cycle from the turn on: `idle` (0), 0 in a source's turn; `join` and `by_nibble` (1) add
-    `partials`; the entry's fields and `wide` (SUM); `residuals` with `use_residual` (RESIDUAL). Outputs: `values`
+    Inputs, each in its cycle from the turn on: `turns` (-1), 1 before a source's turn; `join` and `by_nibble` (0) add
+    `partials` (1); the entry's fields and `wide` (SUM); `residuals` with `use_residual` (RESIDUAL). Outputs: `values`
     (VALUE), `nibbles` (LATENCY).
 
     What leaves the OR with `sum_lanes` (SUM) comes again `reduce_delay` cycles later, in lane 0, as the sum of all
     lanes' lowest LANE_SUM_BITS, unsigned.
     """
 
+    spread = staticmethod(spread)
+
     def __init__(self, geometry: Geometry, sources):
         self.lanes, self.wide_bits, self.sum_bits = geometry.lanes, geometry.wide_bits, geometry.accumulator_bits
         self.bits = geometry.search_bits
         self.reduce_delay = log2_int(self.lanes) + 1
-        self.idle = Signal(len(sources))
+        self.turns = Signal(len(sources))
         self.join = Signal()
         self.by_nibble = Signal()
         self.partials = Signal(self.wide_bits * self.lanes)
@@ -88,22 +90,32 @@ class Lanes(Module):
 
     def add_logic(self, sources):
         # Cycles 0 and 1: the column whose turn it is, and the partial in one of two positions; the other is all ones.
-        merged = reduce(or_, map(self.as_sums, self.take(sources)))
+        parts = []
+        for sector, turns in self.spread(self, self.turns, 1, self.lanes):
+            own = []
+            for source in sources:
+                bits = len(source) // self.lanes
+                own.append(source[bits * sector.start : bits * sector.stop])
+            parts.append(reduce(or_, [self.as_sums(taken, len(sector)) for taken in self.take(own, turns)]))
+        merged = Signal(self.sum_bits * self.lanes)
+        self.comb += merged.eq(Cat(*parts))
         sums = Signal(self.sum_bits * self.lanes, reset_less=True)
         ones = 2 ** len(self.partials) - 1  # also as reset value: only so it is the one that a flip-flop's reset gives
         plain = Signal(len(self.partials), reset=ones, reset_less=True)
         shifted = Signal(len(self.partials), reset=ones, reset_less=True)
-        self.sync += [
-            sums.eq(merged),
-            If(self.join & ~self.by_nibble, plain.eq(self.partials)).Else(plain.eq(ones)),
-            If(self.join & self.by_nibble, shifted.eq(self.partials)).Else(shifted.eq(ones)),
-        ]
+        self.sync += sums.eq(merged)
+        joins = Signal(2)
+        self.comb += joins.eq(Cat(self.join & ~self.by_nibble, self.join & self.by_nibble))
+        for sector, flags in self.spread(self, joins, 1, self.lanes):
+            bits = slice(self.wide_bits * sector.start, self.wide_bits * sector.stop)
+            for flag, register in zip(flags, (plain, shifted), strict=True):
+                self.sync += If(flag, register[bits].eq(self.partials[bits])).Else(register[bits].eq(ones))
 
         self.sum_over_lanes(merged, sums)
 
         # Cycle 2: values. The constant's bits are all ones where a partial stands.
         covers_low, covers_high = Signal(), Signal()
-        joined = delay(self, Cat(self.join, self.by_nibble), 1)
+        joined = delay(self, Cat(self.join, self.by_nibble), 2)
         constant = Signal(self.wide_bits)
         self.comb += [
             covers_low.eq(joined[0] & (~joined[1] | self.wide)),
@@ -208,22 +220,22 @@ class Lanes(Module):
         self.comb += fits.eq((upper == 0) | (upper == 2 ** len(upper) - 1))
         return Cat(value[:kept], Mux(fits, value[kept : kept + 2], Replicate(~sign, 2)), sign)
 
-    def as_sums(self, vector):
+    def as_sums(self, vector, lanes):
         """Maxima are sums of one nibble."""
-        if len(vector) == self.sum_bits * self.lanes:
+        if len(vector) == self.sum_bits * lanes:
             return vector
         padding = C(0, self.sum_bits - ACTIVATION_BITS)
-        return Cat(*[Cat(nibble(vector, lane), padding) for lane in range(self.lanes)])
+        return Cat(*[Cat(nibble(vector, lane), padding) for lane in range(lanes)])
 
     # What a vendor's form does better than a synthesis tool finds out.
 
-    def take(self, sources):
-        """Registers whose OR is what the source has whose turn it is."""
-        return [self.taken(source, idle) for source, idle in zip(sources, self.idle, strict=True)]
+    def take(self, sources, turns):
+        """Registers whose OR is what the source has whose turn it is. `sources` are parts of some lanes."""
+        return [self.taken(source, turn) for source, turn in zip(sources, turns, strict=True)]
 
-    def taken(self, source, idle):
+    def taken(self, source, turn):
         register = Signal(len(source), reset_less=True)
-        self.sync += If(idle, register.eq(0)).Else(register.eq(source))
+        self.sync += If(turn, register.eq(source)).Else(register.eq(0))
         return register
 
     def subtract(self, total, constant, plain, shifted):

@@ -102,11 +102,14 @@ class Storer(Module):
         self.start = Signal()
         self.address = Signal(16)
         self.count = Signal(16)
-        self.source = source = stream.Endpoint([("data", LOAD_BITS)])
+        # Whether there is room in the DMA depends on much; the storer hears of it a cycle later.
+        self.submodules.outlet = outlet = stream.PipeReady([("data", LOAD_BITS)])
+        self.source = outlet.source
         self.word = Signal(max=geometry.activation_words)  # what to read from the port when it is free
 
         # # #
 
+        source = outlet.sink
         words = geometry.load_words_per_activation
         self.submodules.queue = queue = ResetInserter()(SyncFIFO(width, self.QUEUE_DEPTH))
         remaining = Signal.like(self.count)

@@ -34,10 +34,8 @@ class PackedGroupArray(GroupArray):
             words.append(word)
         half = sum(1 << bits * field + bits - 1 for field in range(lanes_a_word))
         for sums, here in zip(self.columns, operands, strict=True):
-            weight = Signal((WEIGHT_BITS, True), reset_less=True)
-            self.sync += weight.eq(here.weights[:WEIGHT_BITS])
+            weight, valid, fresh = self.held(here)
             factor = Cat(weight, Replicate(weight[-1], WORD - WEIGHT_BITS))
-            valid, fresh = delay_valid(self, here.valid, 1), delay_valid(self, here.fresh, 1)
             words = [delay(self, word, 1) for word in words]
             products = [Signal(WORD, reset_less=True) for _ in words]
             totals = [Signal(WORD, reset=half, reset_less=True) for _ in words]
@@ -57,11 +55,12 @@ class PackedGroupArray(GroupArray):
 class SelectingLanes(Lanes):
     """Lanes with one register for all sources: of those in it, only the one whose turn it is is read."""
 
-    def take(self, sources):
-        register = Signal(self.sum_bits * self.lanes, reset_less=True)
+    def take(self, sources, turns):
+        lanes = len(sources[0]) // self.sum_bits
+        register = Signal(self.sum_bits * lanes, reset_less=True)
         statement = register.eq(0)
-        for source, idle in zip(sources, self.idle, strict=True):
-            statement = If(~idle, register.eq(self.as_sums(source))).Else(statement)
+        for source, turn in zip(sources, turns, strict=True):
+            statement = If(turn, register.eq(self.as_sums(source, lanes))).Else(statement)
         self.sync += statement
         return [register]
 

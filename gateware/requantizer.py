@@ -14,8 +14,8 @@ One column (a vector of `lanes` sums) a cycle; gateware/lanes.py says how and in
           10   first result enters the write queue
 
 The result bus is granted to one group at a time, for as many cycles as it has columns, and only if the write queue
-has room for all of them: so nothing behind the grant ever waits. With the last result of a drain goes its `fate`: which
-group is told that it is written, and whether that ends a phase.
+has room for two groups' columns: so nothing behind the grant ever waits. With the last result of a drain goes its
+`fate`: which group is told that it is written, and whether that ends a phase.
 
 A joined sum needs one drain for each of its passes. Passes that are joined by a nibble begin a new *level*; each level
 has channel entries of its own, `columns` behind those of the level before.
@@ -26,7 +26,7 @@ To sum all lanes, `reduce` sends the columns through a tree of adders first; eve
 """
 
 from migen import *
-from migen.genlib.fifo import SyncFIFOBuffered
+from migen.genlib.fifo import SyncFIFO, SyncFIFOBuffered
 from migen.genlib.record import Record, layout_len
 
 from sentei.gateware.activation_memory import ActivationPort
@@ -51,7 +51,7 @@ class Requantizer(Module):
     def __init__(self, geometry: Geometry, drains, residual_port, writer, technology: Technology = PORTABLE):
         channel = channel_layout(geometry)
         columns = geometry.group_columns
-        self.submodules.channels = Table(channel.width, geometry.channel_entries)
+        self.submodules.channels = Table(channel.width, geometry.channel_entries, "channels")
         self.submodules.lanes = lanes = technology.lanes(
             geometry, [*(sums for drain in drains for sums in drain.sums), *(drain.maxima for drain in drains)]
         )
@@ -67,7 +67,8 @@ class Requantizer(Module):
         credits = Signal(max=queue_depth + 1, reset=queue_depth)
         take = Signal(len(credits))
         give = Signal()
-        self.sync += credits.eq(credits - take + give)
+        room = Signal()  # for a drain's results, also if another one took room in the cycle before
+        self.sync += [credits.eq(credits - take + give), room.eq(credits >= 2 * columns)]
         parameters_cycles = lanes.reduce_delay + 1  # for so long a sum of lanes needs `held`
         occupied = Signal(max=max(columns, JOIN_CYCLES, parameters_cycles) + 1)  # cycles, this one included
         settling = Signal(max=columns + lanes.reduce_delay + 1)  # likewise, until a sum of lanes cannot be overtaken
@@ -82,7 +83,7 @@ class Requantizer(Module):
             least = Signal.like(occupied)
             enough, follows = Signal(), Signal()
             self.comb += [
-                enough.eq(drain.join | (credits >= wanted)),
+                enough.eq(drain.join | room),
                 follows.eq(drain.reduce | settled),
                 least.eq(Mux(drain.reduce, parameters_cycles, Mux(drain.join, JOIN_CYCLES, 0))),
                 drain.hold.eq(locked),
@@ -132,16 +133,12 @@ class Requantizer(Module):
         for index in range(len(drains)):
             turn = started[index] & ~coming.maximum
             for _ in range(columns):
-                idle = Signal(reset=1)
-                self.sync += idle.eq(~turn)
-                turns.append(idle)
-                turn = ~idle & more
+                turns.append(turn)
+                turn = delay_valid(self, turn, 1) & more
         for index in range(len(drains)):
-            idle = Signal(reset=1)
-            self.sync += idle.eq(~(started[index] & coming.maximum))
-            turns.append(idle)
+            turns.append(started[index] & coming.maximum)
         self.comb += [
-            lanes.idle.eq(Cat(*turns)),
+            lanes.turns.eq(Cat(*turns)),
             lanes.sum_lanes.eq(delay_valid(self, (left != 0) & sum_lanes, SUM)),
         ]
 
@@ -172,8 +169,11 @@ class Requantizer(Module):
             If(resume, take.eq(now.columns[:count_bits])),
             unlock.eq(last_column & wide & (piece == geometry.wide_nibbles - 1)),
         ]
+        next_column = Signal.like(column)
+        self.comb += If(~last_column, next_column.eq(column + active))
         self.sync += [
-            If(active, column.eq(column + 1), remaining.eq(remaining - 1)),
+            column.eq(next_column),
+            If(active, remaining.eq(remaining - 1)),
             If(last_column, active.eq(0), waiting.eq(ends_piece)),
             If(spacing != 0, spacing.eq(spacing - 1)),
             If(resume, waiting.eq(0), piece.eq(piece + 1)),
@@ -181,7 +181,6 @@ class Requantizer(Module):
             If(
                 begin | resume,
                 active.eq(1),
-                column.eq(0),
                 remaining.eq(Mux(begin, coming.columns, now.columns)),
                 spacing.eq(JOIN_CYCLES - 1),
             ),
@@ -191,17 +190,20 @@ class Requantizer(Module):
         width = len(writer.word)
         output, residual = Signal(width), Signal(width)
         number = Signal(max=geometry.channel_entries)
-        now_owner = Signal.like(owner)
+        now_owner, next_owner = Signal.like(owner), Signal.like(owner)
         level, offset = Signal.like(number), Signal.like(number)
         offsets = [Signal.like(number) for _ in drains]  # of the entries of each group's level
         for index, own in enumerate(offsets):
             self.comb += If(held_owner == index, offset.eq(own))
             self.sync += If(begin & (held_owner == index), If(coming.join, own.eq(level)).Else(own.eq(0)))
-        self.comb += level.eq(offset + Mux(coming.nibble, coming.columns[:count_bits], 0))
+        self.comb += [
+            level.eq(offset + Mux(coming.nibble, coming.columns[:count_bits], 0)),
+            next_owner.eq(Mux(begin, held_owner, now_owner)),
+        ]
         self.sync += [
+            now_owner.eq(next_owner),
             If(
                 begin,
-                now_owner.eq(held_owner),
                 number.eq(coming.channel + level),
                 output.eq(coming.output),
                 residual.eq(coming.residual),
@@ -211,8 +213,6 @@ class Requantizer(Module):
                 If(active, residual.eq(residual + now.stride)),
             ),
         ]
-        partial = Signal(len(column) + (len(owner) if len(drains) > 1 else 0))
-        self.comb += partial.eq(Cat(column, now_owner))
 
         # From cycle 0 on: each column's partial, entry, residual and result.
         emit, repeats = Signal(), Signal()
@@ -222,8 +222,8 @@ class Requantizer(Module):
             emit.eq(active & ~now.join),
             repeats.eq(piece != 0),
             self.channels.address.eq(number),
-            lanes.join.eq(delay(self, now.accumulate | repeats, 1)),
-            lanes.by_nibble.eq(delay(self, now.nibble | repeats, 1)),
+            lanes.join.eq(now.accumulate | repeats),
+            lanes.by_nibble.eq(now.nibble | repeats),
             lanes.wide.eq(delay(self, now.wide, SUM)),
             *[getattr(lanes, name).eq(getattr(entry, name)) for name in channel.fields],
             self.residual_word.eq(delay(self, residual, RESIDUAL - ActivationPort.LATENCY)),
@@ -232,17 +232,24 @@ class Requantizer(Module):
             lanes.use_residual.eq(delay(self, now.use_residual, RESIDUAL)),
         ]
         assert SUM == TABLE_LATENCY
-        partials = Memory(geometry.wide_bits * geometry.lanes, max(2, len(drains) * columns))
-        partial_read = partials.get_port(mode=READ_FIRST)
-        partial_write = partials.get_port(write_capable=True, mode=READ_FIRST)
-        self.specials += partials, partial_read, partial_write
-        self.comb += [
-            partial_read.adr.eq(partial),
-            lanes.partials.eq(partial_read.dat_r),
-            partial_write.adr.eq(delay(self, partial, VALUE)),
-            partial_write.we.eq(delay_valid(self, active & (now.join | now.wide), VALUE)),
-            partial_write.dat_w.eq(lanes.values),
-        ]
+        partial = Signal(len(column) + (len(owner) if len(drains) > 1 else 0))  # a cycle before the column's turn
+        keeps = Signal()
+        self.comb += [partial.eq(Cat(next_column, next_owner)), keeps.eq(active & (now.join | now.wide))]
+        reads = lanes.spread(self, partial, 1, geometry.lanes)
+        writes = lanes.spread(self, Cat(delay(self, partial, 1), keeps), VALUE, geometry.lanes)
+        for (sector, address), (_, write) in zip(reads, writes, strict=True):
+            bits = slice(geometry.wide_bits * sector.start, geometry.wide_bits * sector.stop)
+            memory = Memory(bits.stop - bits.start, max(2, len(drains) * columns))
+            read_port = memory.get_port(mode=READ_FIRST)
+            write_port = memory.get_port(write_capable=True, mode=READ_FIRST)
+            self.specials += memory, read_port, write_port
+            self.comb += [
+                read_port.adr.eq(address),
+                lanes.partials[bits].eq(read_port.dat_r),
+                write_port.adr.eq(write[:-1]),
+                write_port.we.eq(write[-1]),
+                write_port.dat_w.eq(lanes.values[bits]),
+            ]
 
         # Results, and what the group is told when they are written.
         finished = Signal()
@@ -250,6 +257,8 @@ class Requantizer(Module):
         fate = Cat(finished, now.signal, now_owner)
         result_layout = [("word", len(writer.word)), ("data", len(writer.data)), ("fate", len(fate))]
         self.submodules.queue = queue = SyncFIFOBuffered(layout_len(result_layout), queue_depth)
+        # Who may write depends on the words' lowest bits: they do not wait for a block RAM.
+        self.submodules.parities = parities = SyncFIFO(1, queue_depth)
         pushed, popped = Record(result_layout), Record(result_layout)
         written, signal, whose = Signal(), Signal(), Signal.like(now_owner)
         self.comb += [
@@ -260,7 +269,10 @@ class Requantizer(Module):
             queue.din.eq(pushed.raw_bits()),
             popped.raw_bits().eq(queue.dout),
             writer.valid.eq(queue.readable),
-            writer.word.eq(popped.word),
+            parities.din.eq(pushed.word),
+            parities.we.eq(queue.we),
+            parities.re.eq(give),
+            writer.word.eq(Cat(parities.dout, popped.word[1:])),
             writer.data.eq(popped.data),
             queue.re.eq(writer.ready),
             give.eq(writer.valid & writer.ready),

@@ -43,11 +43,11 @@ class Sequencer(Module):
     """Drives the loader through `start_load`, the storer through `start_store`, the groups through `run`.
 
     `jobs` is the doorbell's sink. `read_command` and `write_command` go to the DMA; while `fetching` is 1 the words
-    read are instructions and come in through `instructions`. `epochs` are the groups' counters, `todo` the numbers of
-    runs that each has not finished.
+    read are instructions and come in through `instructions`. `epochs` are the groups' counters, `arrivals` say which of
+    them are about to go one up, `todo` are the numbers of runs that each has not finished.
     """
 
-    def __init__(self, geometry: Geometry, epochs, todo):
+    def __init__(self, geometry: Geometry, epochs, arrivals, todo):
         self.jobs = stream.Endpoint(JOB)
         self.queued = Signal(4)
         self.read_command = read = stream.Endpoint(command_layout())
@@ -152,17 +152,22 @@ class Sequencer(Module):
         ]
 
         # What a SYNC waits for.
-        self.submodules.awaited = awaited = Epochs(epochs)
+        ahead = []  # of the picture's start
+        for epoch, more in zip(epochs, arrivals, strict=True):
+            distance = Signal(EPOCH_BITS)
+            self.sync += distance.eq(epoch + more - first_epoch)
+            ahead.append(distance)
+        reached = Signal()
         few_runs, none_run = Signal(), Signal()
         nothing_stored, everything = Signal(), Signal()
         satisfied = Signal()
         self.comb += [
-            awaited.wanted.eq(first_epoch + here.epoch),
+            reached.eq(reduce(and_, [~(distance - here.epoch)[EPOCH_BITS - 1] for distance in ahead])),
             few_runs.eq(reduce(and_, [level <= here.count for level in todo])),
             none_run.eq(reduce(and_, [level == 0 for level in todo])),
             nothing_stored.eq(~storing.valid & ~self.store_busy),
             satisfied.eq(
-                (awaited.reached | ~here.units[bit_of(Until.EPOCH)])
+                (reached | ~here.units[bit_of(Until.EPOCH)])
                 & (~self.load_busy | ~here.units[bit_of(Until.LOADED)])
                 & (nothing_stored | ~here.units[bit_of(Until.STORED)])
                 & (few_runs | ~here.units[bit_of(Until.RUNS)])

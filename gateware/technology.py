@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sentei.gateware import common
+from sentei.gateware import ecp5 as ecp5_cells
 from sentei.gateware.array import GroupArray
 from sentei.gateware.ecp5 import ECP5GroupArray
 from sentei.gateware.ecp5_lanes import ECP5Lanes
@@ -13,16 +15,19 @@ from sentei.overlay.geometry import Geometry
 
 @dataclass(frozen=True)
 class Technology:
-    """`group_array` makes the array of one group of a geometry, `lanes` is the class of a requantizer's datapath."""
+    """`group_array` makes the array of one group of a geometry, `lanes` is the class of a requantizer's datapath.
+    `spread` brings a signal to many places, see gateware/common.py."""
 
     name: str
     group_array: Callable[[Geometry], GroupArray]
     lanes: type[Lanes]
+    spread: Callable = common.spread
 
 
 def ecp5(multipliers: int) -> Technology:
     """Of a Lattice ECP5 with so many multipliers, which the groups share evenly."""
-    return Technology("ecp5", lambda geometry: ECP5GroupArray(geometry, multipliers // geometry.groups), ECP5Lanes)
+    return Technology("ecp5", lambda geometry: ECP5GroupArray(geometry, multipliers // geometry.groups), ECP5Lanes,
+                      ecp5_cells.spread)
 
 
 def xilinx(multipliers: int) -> Technology:

@@ -91,8 +91,8 @@ class XilinxGroupArray(GroupArray):
         """Sums of this lane and the next."""
         bits = self.geometry.accumulator_bits
         low, high = nibble(operands.activations, lane), nibble(operands.activations, lane + 1)
-        weight = operands.weights[:WEIGHT_BITS]
-        fresh = delay_valid(self, operands.fresh, 1)
+        weight = delay(self, operands.weights[:WEIGHT_BITS], self.LEAD)
+        fresh = delay_valid(self, operands.fresh, self.LEAD + 1)
         result = Signal(P_BITS)
         self.specials += Instance(
             "DSP48E1",
@@ -106,7 +106,7 @@ class XilinxGroupArray(GroupArray):
             i_B=Cat(weight, Replicate(weight[-1], B_BITS - WEIGHT_BITS)),
             i_C=C(1 << bits - 1, P_BITS),
             i_OPMODE=Mux(fresh, ADD_TO_C, ADD_TO_P),
-            i_CEP=delay_valid(self, operands.valid, 2),
+            i_CEP=delay_valid(self, operands.valid, self.LEAD + 2),
             i_D=C(0, A_BITS),
             i_INMODE=C(0, 5),
             i_ALUMODE=C(0, 4),
@@ -123,9 +123,9 @@ class XilinxGroupArray(GroupArray):
 
     def sums_in_luts(self, operands: Operands, lanes: list[int]):
         """Sums of these lanes."""
-        weight, keep = Signal(WEIGHT_BITS, reset_less=True), Signal(reset_less=True)
-        valid = delay_valid(self, operands.valid, 2)
-        self.sync += [weight.eq(operands.weights[:WEIGHT_BITS]), keep.eq(~delay_valid(self, operands.fresh, 1))]
+        weight, valid, fresh = self.held(operands)
+        valid, keep = delay_valid(self, valid, 1), Signal(reset_less=True)
+        self.sync += keep.eq(~fresh)
         totals = []
         for lane in lanes:
             activation = nibble(operands.activations_held, lane)

@@ -3,6 +3,7 @@ be made. The engine is a small one in all of them. Place and route is `make ulx3
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ pytest.importorskip("litex_boards")
 
 from sentei.boards import BOARDS, ecp5, vivado
 from sentei.boards.board import Device
+from sentei.gateware.engine import Engine
 from sentei.gateware.firmware import BuildError
 from sentei.host.target import BuildError as HostBuildError
 from sentei.host.target import build_board
@@ -133,6 +135,38 @@ def test_a_report_says_what_was_reached():
     figures = ecp5.report({"utilization": cells, "fmax": fmax})
     assert figures["clocks"] == {"sys_clk": {"target_mhz": 75.0, "achieved_mhz": 80.12}}
     assert not figures["fits"] and figures["luts"] == 10
+
+
+def test_on_the_largest_device_neighbouring_lanes_have_neighbouring_multipliers():
+    device = ecp5.DEVICES[ecp5.LARGEST]
+    engine = Engine(device.geometry, ecp5.technology(device.multipliers))
+    ecp5.constrain(ecp5.LARGEST, engine)
+    sites = {}
+    for group in engine.core.groups:
+        for lane, _, instance in group.array.pieces:
+            (place,) = (value for name, value in instance.attr if name == "BEL")
+            sites.setdefault(lane, []).append(place)
+    assert len({place for places in sites.values() for place in places}) == device.multipliers
+    for lane, places in sites.items():
+        columns, rows = zip(*(re.findall(r"\d+", place)[:2] for place in places), strict=True)
+        assert len(set(rows)) == 1 and max(map(int, columns)) - min(map(int, columns)) < 40, f"lane {lane}"
+
+
+def test_on_the_largest_device_memories_have_places_of_their_own(tmp_path):
+    names = [f"activations_{port}_{bank}.0.{part}" for port in range(6) for bank in range(2) for part in range(8)]
+    tables = [f"group{group}_stream.0.{part}" for group in range(4) for part in range(12)]
+    cells = {name: {"type": "DP16KD", "attributes": {}} for name in [*names, *tables, "rom.0.0"]}
+    netlist = tmp_path / "sentei.json"
+    netlist.write_text(json.dumps({"modules": {"sentei": {"cells": cells | {"lut": {"type": "LUT4"}}}}}))
+    ecp5.place_memories(netlist, 4)
+    placed = json.loads(netlist.read_text())["modules"]["sentei"]["cells"]
+    sites = {name: placed[name]["attributes"]["BEL"] for name in [*names, *tables]}
+    assert len(set(sites.values())) == len(sites) and placed["rom.0.0"]["attributes"] == {}
+    rows = {name: re.search(r"/Y(\d+)/", site)[1] for name, site in sites.items()}
+    for part in range(8):
+        assert len({rows[name] for name in names if name.endswith(f".{part}")}) == 1, "copies lie side by side"
+    for group in range(4):
+        assert len({rows[name] for name in tables if name.startswith(f"group{group}_")}) == 1
 
 
 def test_a_missed_clock_is_an_error(monkeypatch, tmp_path):

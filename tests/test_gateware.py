@@ -48,7 +48,8 @@ def test_aligner_delivers_a_vector_every_cycle_at_its_stated_latency():
             yield writer.data.eq(pack(content[word * lanes : (word + 1) * lanes]))
             yield
         yield writer.valid.eq(0)
-        yield
+        for _ in range(1 + ActivationMemory.WRITE_LATENCY):
+            yield
         for cycle in range(len(requests) + Aligner.LATENCY):
             if cycle < len(requests):
                 yield aligner.address.eq(requests[cycle][0])
@@ -94,16 +95,18 @@ def test_columns_follow_one_another_and_show_their_sums_at_the_stated_latency():
     compared = []
 
     def stimulus():
-        for cycle in range(len(steps) + GroupArray.LATENCY + columns):
-            if cycle < len(steps):
-                valid, fresh, maximum, vector, weights = steps[cycle]
+        for cycle in range(-GroupArray.LEAD, len(steps) + GroupArray.LATENCY + columns):
+            early = cycle + GroupArray.LEAD
+            if early < len(steps):
+                valid, fresh, maximum, _, weights = steps[early]
                 yield array.valid.eq(int(valid))
                 yield array.fresh.eq(int(fresh))
                 yield array.maximum.eq(int(maximum))
-                yield array.activations.eq(pack(vector))
                 yield array.weights.eq(pack(weights & 15))
             else:
                 yield array.valid.eq(0)
+            if 0 <= cycle < len(steps):
+                yield array.activations.eq(pack(steps[cycle][3]))
             yield
             for column in range(columns):
                 number = cycle - GroupArray.LATENCY - column
