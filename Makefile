@@ -32,6 +32,7 @@ demo: setup ## classify pictures on the simulated SoC; result in build/demo
 
 test: setup ## check style and types, and run every test (those of the training code: test-train)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -rs
 
@@ -46,8 +47,9 @@ pruning: setup-train ## what aligned blocks, distillation and sizes are worth on
 	$(VENV)/bin/python scripts/pruning.py --folder $(CIFAR10) --float build/train/resnet8-cifar10/float-2.pt \
 		--dense models/resnet8-c10-dense.onnx --output reports/pruning.md
 
-lint: setup ## check style and types
+lint: setup ## check style, format and types
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 area: setup ## measure the engine's area on an ECP5, block by block, in some minutes

@@ -28,8 +28,10 @@ def board_named(name: str):
     try:
         return importlib.import_module(f"sentei.boards.{name}").BOARD
     except ImportError as error:
-        raise InputError(f"building needs a package that is not installed ({error}): pip install "
-                         "'sentei[sim,synthesis]', or `make setup`") from error
+        raise InputError(
+            f"building needs a package that is not installed ({error}): pip install "
+            "'sentei[sim,synthesis]', or `make setup`"
+        ) from error
 
 
 def add_bitstream(directory: Path, bit: Path) -> None:

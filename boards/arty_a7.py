@@ -21,7 +21,7 @@ from sentei.overlay.manifest import MEMORY_MODELS
 
 
 class Clocks(LiteXModule):
-    """"sys" and "cpu", four times as fast the DDR3's, and 200 MHz for its delays."""
+    """ "sys" and "cpu", four times as fast the DDR3's, and 200 MHz for its delays."""
 
     def __init__(self, oscillator, clock_hz: int, reset):
         self.rst = Signal()

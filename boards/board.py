@@ -1,7 +1,7 @@
 """What a board is, and how its overlay is built: the same steps for every board, with the tools of its `flow`.
 
-    SoC --LiteX--> Verilog, constraints --flow--> bitstream
-     `-----------> .hwh, manifest
+SoC --LiteX--> Verilog, constraints --flow--> bitstream
+ `-----------> .hwh, manifest
 """
 
 from __future__ import annotations
@@ -99,8 +99,7 @@ class Board:
         outcome = self.flow.implement(f"{self.name}-{name}", device, platform, work, seed, stage)
         files = {"hwh": directory / f"{NAME}.hwh"}
         addresses = soc.addresses
-        files["hwh"].write_text(
-            hardware_description(addresses["engine"], addresses["interrupts"], device.clock_hz))
+        files["hwh"].write_text(hardware_description(addresses["engine"], addresses["interrupts"], device.clock_hz))
         if outcome.bit is not None:
             files["bit"] = Path(shutil.copy(outcome.bit, directory))
         Manifest(

@@ -20,8 +20,14 @@ CARDS = {"25F": ("i5", "7.0"), "45F": ("i9", "7.2")}
 def parts(device: str, geometry: Geometry, clock_hz: int):
     card, revision = CARDS[device]
     platform = colorlight_i5.Platform(board=card, revision=revision, toolchain="trellis")
-    clocks = SDRClocks(platform.request("clk25"), 25e6, clock_hz, platform.request("sdram_clock"), 180,
-                       reset=~platform.request("cpu_reset_n"))
+    clocks = SDRClocks(
+        platform.request("clk25"),
+        25e6,
+        clock_hz,
+        platform.request("sdram_clock"),
+        180,
+        reset=~platform.request("cpu_reset_n"),
+    )
     phy = GENSDRPHY(platform.request("sdram"), clock_hz)
     memory = DRAM(phy, M12L64322A(clock_hz, "1:1"), MAIN_RAM_BASE, geometry.bus_bits, clock_hz)
     return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)

@@ -1,6 +1,6 @@
 """From Verilog to an ECP5's bitstream with the open tools: yosys, nextpnr, ecppack. And what is built for each device.
 
-    sentei.v, sentei.lpf --yosys--> sentei.json --nextpnr--> sentei.config --ecppack--> sentei.bit
+sentei.v, sentei.lpf --yosys--> sentei.json --nextpnr--> sentei.config --ecppack--> sentei.bit
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ DDR3_BUS_BITS = 128  # what LiteDRAM moves in a cycle: narrower ports would wait
 
 def with_ddr3(*names: str) -> dict[str, Device]:
     """Those of DEVICES, for boards with 16 bits of DDR3."""
-    return {name: replace(DEVICES[name], geometry=replace(DEVICES[name].geometry, bus_bits=DDR3_BUS_BITS))
-            for name in names}
+    return {
+        name: replace(DEVICES[name], geometry=replace(DEVICES[name].geometry, bus_bits=DDR3_BUS_BITS)) for name in names
+    }
 
 
 def sites(row: int, block: dict[int, str], blocks=BLOCKS) -> list[str]:
@@ -82,8 +83,10 @@ def place_memories(netlist: Path, groups: int) -> None:
     design = json.loads(netlist.read_text())
     cells = {name: cell for name, cell in design["modules"][NAME]["cells"].items() if cell["type"] == "DP16KD"}
     outer = [*BLOCKS[: CONTROL_BLOCKS.start], *BLOCKS[CONTROL_BLOCKS.stop :]]
-    banks = sorted((name for name in cells if name.startswith(MEMORY_PREFIX)),
-                   key=lambda name: (int(name.rpartition(".")[2]), name))  # the same lanes side by side
+    banks = sorted(
+        (name for name in cells if name.startswith(MEMORY_PREFIX)),
+        key=lambda name: (int(name.rpartition(".")[2]), name),
+    )  # the same lanes side by side
     share = -(-len(banks) // len(MEMORY_ROWS))
     rows = [sites(row, MEMORIES, outer) for row in MEMORY_ROWS]
     near_lanes = there_and_back([[row[number * len(row) // share] for number in range(share)] for row in rows])
@@ -117,16 +120,37 @@ def implement(label: str, device: Device, platform, work: Path, seed: int, stage
     architecture = toolchain.nextpnr_ecp5_architectures[f"{family}-{size}"]
     with stage("place and route by nextpnr"):
         nextpnr_ecp5(
-            [f"--{architecture}", "--package", package, "--speed", speed, "--json", f"{NAME}.json",
-             "--lpf", f"{NAME}.lpf", "--textcfg", f"{NAME}.config", "--report", "report.json",
-             "--seed", str(seed), "--timing-allow-fail"],
-            work)
+            [
+                f"--{architecture}",
+                "--package",
+                package,
+                "--speed",
+                speed,
+                "--json",
+                f"{NAME}.json",
+                "--lpf",
+                f"{NAME}.lpf",
+                "--textcfg",
+                f"{NAME}.config",
+                "--report",
+                "report.json",
+                "--seed",
+                str(seed),
+                "--timing-allow-fail",
+            ],
+            work,
+        )
     measured = report(json.loads((work / "report.json").read_text()))
-    missed = [f"{clock} reaches {row['achieved_mhz']} MHz of {row['target_mhz']}"
-              for clock, row in measured["clocks"].items() if row["achieved_mhz"] < row["target_mhz"]]
+    missed = [
+        f"{clock} reaches {row['achieved_mhz']} MHz of {row['target_mhz']}"
+        for clock, row in measured["clocks"].items()
+        if row["achieved_mhz"] < row["target_mhz"]
+    ]
     if missed:
-        raise BuildError(f"{label} misses a clock: {'; '.join(missed)}. Try another --seed; the critical paths are "
-                         f"in {work / 'nextpnr.log'}")
+        raise BuildError(
+            f"{label} misses a clock: {'; '.join(missed)}. Try another --seed; the critical paths are "
+            f"in {work / 'nextpnr.log'}"
+        )
     ecppack(["--compress", f"{NAME}.config", "--bit", f"{NAME}.bit"], work)
     return Outcome(work / f"{NAME}.bit", measured | {"seed": seed})
 
@@ -136,9 +160,13 @@ def report(nextpnr: dict) -> dict:
     used = {label: nextpnr["utilization"].get(cell, {"used": 0, "available": 0}) for label, cell in CELLS.items()}
     return {
         "fits": all(cell["used"] <= cell["available"] for cell in used.values()),
-        "clocks": {clock.removeprefix("$glbnet$"): {"target_mhz": round(row["constraint"], 2),
-                                                     "achieved_mhz": round(row["achieved"], 2)}
-                   for clock, row in nextpnr["fmax"].items()},
+        "clocks": {
+            clock.removeprefix("$glbnet$"): {
+                "target_mhz": round(row["constraint"], 2),
+                "achieved_mhz": round(row["achieved"], 2),
+            }
+            for clock, row in nextpnr["fmax"].items()
+        },
         **{label: cell["used"] for label, cell in used.items()},
         "available": {label: cell["available"] for label, cell in used.items()},
     }

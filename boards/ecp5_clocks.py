@@ -33,7 +33,7 @@ class SDRClocks(LiteXModule):
 
 
 class DDRClocks(LiteXModule):
-    """"sys" is half of "sys2x", an edge clock that the PHY stops (`stop`) and divides anew (`reset`) to align itself.
+    """ "sys" is half of "sys2x", an edge clock that the PHY stops (`stop`) and divides anew (`reset`) to align itself.
 
     `bridged`: the PLL's output reaches the edge clock of the DRAM's side through the bridge in the middle of the chip.
     """
@@ -68,7 +68,8 @@ class DDRClocks(LiteXModule):
             fast = crossed
         self.specials += [
             Instance("ECLKSYNCB", i_ECLKI=fast, i_STOP=self.stop, o_ECLKO=self.cd_sys2x.clk),
-            Instance("CLKDIVF", p_DIV="2.0", i_ALIGNWD=0, i_CLKI=self.cd_sys2x.clk, i_RST=self.reset,
-                     o_CDIVX=self.cd_sys.clk),
+            Instance(
+                "CLKDIVF", p_DIV="2.0", i_ALIGNWD=0, i_CLKI=self.cd_sys2x.clk, i_RST=self.reset, o_CDIVX=self.cd_sys.clk
+            ),
             AsyncResetSynchronizer(self.cd_sys, ~pll.locked | self.reset),
         ]

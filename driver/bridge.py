@@ -69,8 +69,10 @@ class BridgeDevice(SoCDevice):
                 self.bridge.forget()
                 return
             if state == MemoryState.FAILED:
-                raise DeviceNotResponding(f"main memory does not work: the firmware's test of it failed; a terminal on "
-                                          f"{self.bridge.port} tells more (selftest)")
+                raise DeviceNotResponding(
+                    f"main memory does not work: the firmware's test of it failed; a terminal on "
+                    f"{self.bridge.port} tells more (selftest)"
+                )
         raise DeviceNotResponding(f"the firmware has not initialised main memory within {MEMORY_LIMIT_S} s")
 
     def upload(self, content: bytes) -> None:

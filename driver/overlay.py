@@ -71,8 +71,9 @@ class SenteiOverlay(pynq.Overlay):
         if self.manifest.target == "sim":
             device = device or SimulatedDevice(self.manifest)
         if self.manifest.target == "bridge" and device is None:
-            raise InputError(f"{path}: what it describes is behind a serial port; name that, too, as in "
-                             f"{path}:/dev/ttyUSB0")
+            raise InputError(
+                f"{path}: what it describes is behind a serial port; name that, too, as in {path}:/dev/ttyUSB0"
+            )
         if device is not None:
             pynq.Device.active_device = device
         self.manifest.file("hwh")

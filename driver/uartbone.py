@@ -136,8 +136,10 @@ class Bridge:
         def check() -> None:
             place, expected = sent.popleft()
             if (held := self._answer(1)) != expected:
-                raise TransferDamaged(f"{self.port}: {place:#010x} must hold {expected:#010x}, not {held[0]:#010x}; "
-                                      "lower the baud rate, or shorten the cable")
+                raise TransferDamaged(
+                    f"{self.port}: {place:#010x} must hold {expected:#010x}, not {held[0]:#010x}; "
+                    "lower the baud rate, or shorten the cable"
+                )
 
         with self._in_packets(address):
             for start in range(0, len(words), PACKET_WORDS):
@@ -171,8 +173,10 @@ class Bridge:
         while not said.endswith(number):
             more = self._link.receive(1)
             if not more or len(said) > 1 << 16:
-                raise DeviceNotResponding(f"{self.port} gives no answer within {LIMIT_S} s; is the board configured, "
-                                          "and is this its serial port?")
+                raise DeviceNotResponding(
+                    f"{self.port} gives no answer within {LIMIT_S} s; is the board configured, "
+                    "and is this its serial port?"
+                )
             said += more
 
     def _answer(self, words: int) -> np.ndarray:
@@ -180,8 +184,10 @@ class Bridge:
         while len(data) < 4 * words:
             more = self._link.receive(4 * words - len(data))
             if not more:
-                raise DeviceNotResponding(f"{self.port} gives no answer within {LIMIT_S} s ({len(data)} of {4 * words} "
-                                          "bytes); has the board lost its configuration?")
+                raise DeviceNotResponding(
+                    f"{self.port} gives no answer within {LIMIT_S} s ({len(data)} of {4 * words} "
+                    "bytes); has the board lost its configuration?"
+                )
             data += more
         return np.frombuffer(data, ">u4").astype(np.uint32)
 

@@ -115,6 +115,7 @@ class ActivationMemory(Module):
             self.comb += write.eq(reduce(or_, chosen))
             copies = technology.spread(self, write, self.WRITE_LATENCY, readers)
             banks.append([BankWrite(geometry, bits) for users, bits in copies for _ in users])
-        self.ports = [ActivationPort(geometry, writes, number)
-                      for number, writes in enumerate(zip(*banks, strict=True))]
+        self.ports = [
+            ActivationPort(geometry, writes, number) for number, writes in enumerate(zip(*banks, strict=True))
+        ]
         self.submodules += self.ports

@@ -62,8 +62,11 @@ class DRAM(LiteXModule):
         core = LiteDRAMCore(phy, settings, module.timing_settings, clock_hz)
         inner = axi.AXIInterface(data_width=bus_bits, address_width=32, id_width=1)
         for name, source, sink in (
-            ("aw", self.axi.aw, inner.aw), ("w", self.axi.w, inner.w), ("b", inner.b, self.axi.b),
-            ("ar", self.axi.ar, inner.ar), ("r", inner.r, self.axi.r),
+            ("aw", self.axi.aw, inner.aw),
+            ("w", self.axi.w, inner.w),
+            ("b", inner.b, self.axi.b),
+            ("ar", self.axi.ar, inner.ar),
+            ("r", inner.r, self.axi.r),
         ):
             buffer = stream.Buffer(source.description, pipe_valid=True, pipe_ready=True)
             self.add_module(name, buffer)

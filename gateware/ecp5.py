@@ -113,8 +113,17 @@ def copy(module, signal):
     copied = Signal(len(signal))
     for bit, held in zip(signal, copied, strict=True):
         module.specials += Instance(
-            "TRELLIS_FF", p_GSR="DISABLED", p_CEMUX="1", p_CLKMUX="CLK", p_LSRMUX="LSR", p_REGSET="RESET",
-            i_CLK=ClockSignal(), i_LSR=0, i_DI=bit, o_Q=held)
+            "TRELLIS_FF",
+            p_GSR="DISABLED",
+            p_CEMUX="1",
+            p_CLKMUX="CLK",
+            p_LSRMUX="LSR",
+            p_REGSET="RESET",
+            i_CLK=ClockSignal(),
+            i_LSR=0,
+            i_DI=bit,
+            o_Q=held,
+        )
     return copied
 
 
@@ -169,8 +178,11 @@ class ECP5GroupArray(GroupArray):
         quarters = -(-4 * self.multipliers // max(1, len(pieces)))
         pieces = pieces[: quarters * len(pieces) // 4]
         count = min(self.multipliers, len(pieces))
-        chosen = [piece for number, piece in enumerate(pieces, 1)
-                  if number * count // len(pieces) > (number - 1) * count // len(pieces)]
+        chosen = [
+            piece
+            for number, piece in enumerate(pieces, 1)
+            if number * count // len(pieces) > (number - 1) * count // len(pieces)
+        ]
         for lane, column in chosen:
             fields = self.multiply_piece(operands[column], weights[column][lane // SECTOR], lane, column)
             results |= {

@@ -127,7 +127,9 @@ class Core(Module):
 
     def __init__(self, geometry: Geometry, technology: Technology, reader: DMAReader, writer: DMAWriter):
         self.submodules.memory = memory = ActivationMemory(
-            geometry, readers=geometry.groups + geometry.requantizers, writers=geometry.requantizers + 1,
+            geometry,
+            readers=geometry.groups + geometry.requantizers,
+            writers=geometry.requantizers + 1,
             technology=technology,
         )
         self.epochs = [Signal(EPOCH_BITS, name=f"epoch{number}") for number in range(geometry.groups)]

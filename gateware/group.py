@@ -214,8 +214,9 @@ class Group(Module):
     `record_taken`.
     """
 
-    def __init__(self, geometry: Geometry, activation_port, number, epochs, arrivals,
-                 technology: Technology = PORTABLE):
+    def __init__(
+        self, geometry: Geometry, activation_port, number, epochs, arrivals, technology: Technology = PORTABLE
+    ):
         prefix = table_prefix(number)
         self.submodules.stream = Table(stream_bits(geometry), geometry.stream_words, prefix + "stream")
         self.submodules.tiles = Table(TILE.width, geometry.tile_entries, prefix + "tiles")
@@ -279,9 +280,7 @@ class Group(Module):
             NextValue(ends_run, coming.last | (coming.layer & run.layer)),
             NextValue(first_step, next_header + HEADER_WORDS),
             NextValue(position, next_header + HEADER_WORDS),
-            NextValue(
-                next_header, next_header + HEADER_WORDS + Mux(coming.tiles == 0, 0, coming_place.steps)
-            ),
+            NextValue(next_header, next_header + HEADER_WORDS + Mux(coming.tiles == 0, 0, coming_place.steps)),
             NextValue(step, 0),
             NextValue(first_tile, 1),
             NextValue(pending_ready, 0),
@@ -346,9 +345,9 @@ class Group(Module):
                     NextState("HEADER0"),
                 ).Elif(
                     last_tile & last_step,
-                    If(ends_run, run.ready.eq(1), NextState("IDLE")).Elif(pending_ready, *switch).Else(
-                        NextState("SWITCH")
-                    ),
+                    If(ends_run, run.ready.eq(1), NextState("IDLE"))
+                    .Elif(pending_ready, *switch)
+                    .Else(NextState("SWITCH")),
                 ),
             ),
         )

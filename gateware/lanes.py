@@ -263,4 +263,3 @@ class Lanes(Module):
 
     def clamped(self, low, span, code, above):
         return low + Mux(above, span, code)
-

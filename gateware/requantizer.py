@@ -144,9 +144,7 @@ class Requantizer(Module):
 
         # Cycle -1, or for sums of lanes so much later that they come in cycle 0: the drain begins.
         begin = Signal()
-        self.comb += begin.eq(
-            begins & ~coming.reduce | delay_valid(self, begins & coming.reduce, lanes.reduce_delay)
-        )
+        self.comb += begin.eq(begins & ~coming.reduce | delay_valid(self, begins & coming.reduce, lanes.reduce_delay))
         parameters = Signal(DRAIN.width, reset_less=True)
         now, statements = fields_of(DRAIN, parameters)
         self.comb += statements

@@ -41,7 +41,8 @@ class SerialPort(LiteXModule):
             between_packets.eq(bridge.fsm.ongoing("RECEIVE-CMD")),
             for_bridge.eq(~between_packets | (first >= min(COMMANDS)) & (first <= max(COMMANDS))),
             If(for_bridge, received.source.connect(bridge.sink)).Else(
-                received.source.connect(uart.sink, omit={"ready"}), received.source.ready.eq(1)),
+                received.source.connect(uart.sink, omit={"ready"}), received.source.ready.eq(1)
+            ),
             # No answer is torn apart: the UART waits for the end of a packet.
             If(between_packets, uart.source.connect(sending.sink)).Else(bridge.source.connect(sending.sink)),
             sending.source.connect(phy.sink),

@@ -81,8 +81,9 @@ class SenteiSoC(SoCCore):
 
     mem_map = SoCCore.mem_map | {"sram": SRAM_BASE, "main_ram": MAIN_RAM_BASE, "csr": CSR_BASE}
 
-    def __init__(self, platform, geometry: Geometry, engine, memory, phy, crg, clock_hz: int,
-                 packet_cycles: int | None = None):
+    def __init__(
+        self, platform, geometry: Geometry, engine, memory, phy, crg, clock_hz: int, packet_cycles: int | None = None
+    ):
         self.csr_map = dict(CSR_PAGES)
         self.geometry = geometry
         self.crg = crg

@@ -26,8 +26,9 @@ class Technology:
 
 def ecp5(multipliers: int) -> Technology:
     """Of a Lattice ECP5 with so many multipliers, which the groups share evenly."""
-    return Technology("ecp5", lambda geometry: ECP5GroupArray(geometry, multipliers // geometry.groups), ECP5Lanes,
-                      ecp5_cells.spread)
+    return Technology(
+        "ecp5", lambda geometry: ECP5GroupArray(geometry, multipliers // geometry.groups), ECP5Lanes, ecp5_cells.spread
+    )
 
 
 def xilinx(multipliers: int) -> Technology:

@@ -147,9 +147,17 @@ class XilinxGroupArray(GroupArray):
             return lambda row: times(row[:4], value(*row[4:]), bit)
 
         self.specials += Instance(
-            "LUT6_2", name="pair",  # or its name would be another LUT6's
-            p_INIT=C(lut(of_two(0), of_two(1)), 1 << LUT_INPUTS), o_O5=result[0], o_O6=result[1],
-            i_I0=activation[0], i_I1=activation[1], i_I2=half[0], i_I3=half[1], i_I4=0, i_I5=1,
+            "LUT6_2",
+            name="pair",  # or its name would be another LUT6's
+            p_INIT=C(lut(of_two(0), of_two(1)), 1 << LUT_INPUTS),
+            o_O5=result[0],
+            o_O6=result[1],
+            i_I0=activation[0],
+            i_I1=activation[1],
+            i_I2=half[0],
+            i_I3=half[1],
+            i_I4=0,
+            i_I5=1,
         )
         for bit in range(2, PARTIAL_BITS):
             inputs = {f"i_I{index}": signal for index, signal in enumerate([*activation, *half])}
@@ -165,8 +173,14 @@ class XilinxGroupArray(GroupArray):
         for values in zip(total, [keep] * bits, lows, highs, strict=True):
             inputs = {f"i_I{index}": signal for index, signal in enumerate([*values, carries[-1], 1])}
             add, carry = Signal(), Signal()
-            self.specials += Instance("LUT6_2", name="pair", p_INIT=C(lut(majority, add_three), 1 << LUT_INPUTS),
-                                      o_O5=carry, o_O6=add, **inputs)
+            self.specials += Instance(
+                "LUT6_2",
+                name="pair",
+                p_INIT=C(lut(majority, add_three), 1 << LUT_INPUTS),
+                o_O5=carry,
+                o_O6=add,
+                **inputs,
+            )
             sums.append(add)
             carries.append(carry)
         result, carry = [], C(0, 1)
@@ -174,8 +188,13 @@ class XilinxGroupArray(GroupArray):
             part, carry_out = Signal(4), Signal(4)
             none = [0] * (begin + 4 - min(begin + 4, bits))
             self.specials += Instance(
-                "CARRY4", i_CI=carry, i_CYINIT=0, i_S=Cat(*sums[begin : begin + 4], *none),
-                i_DI=Cat(*carries[begin : min(begin + 4, bits)], *none), o_O=part, o_CO=carry_out,
+                "CARRY4",
+                i_CI=carry,
+                i_CYINIT=0,
+                i_S=Cat(*sums[begin : begin + 4], *none),
+                i_DI=Cat(*carries[begin : min(begin + 4, bits)], *none),
+                o_O=part,
+                o_CO=carry_out,
             )
             carry = carry_out[3]
             result.append(part)

@@ -41,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
 @app.command("compile")
 def compile_command(
     model: Model,
@@ -172,8 +173,9 @@ def verify(
 @app.command()
 def bench(
     model: ModelOrProgram,
-    target: Annotated[str, typer.Option(help="'sim', 'predict' (as exact, ten times as fast), or an overlay's "
-                                       "directory")] = "sim",
+    target: Annotated[
+        str, typer.Option(help="'sim', 'predict' (as exact, ten times as fast), or an overlay's directory")
+    ] = "sim",
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
     chart: Annotated[Path | None, typer.Option(help="PNG (default: build/bench/MODEL.png)")] = None,
@@ -243,15 +245,23 @@ def info(
 
 @app.command()
 def build(
-    board: Annotated[str, typer.Argument(help="sim, or a board: ulx3s, pynq_z2, ...; one that does not exist is "
-                                         "answered with the list")] = "sim",
-    device: Annotated[str | None, typer.Option(help="which FPGA the board has, as 85F, if it comes with several; it "
-                                                    "decides the engine's size")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder (default: build/BOARD-DEVICE; of a PYNQ "
-                                                                       "overlay/BOARD)")] = None,
+    board: Annotated[
+        str,
+        typer.Argument(help="sim, or a board: ulx3s, pynq_z2, ...; one that does not exist is answered with the list"),
+    ] = "sim",
+    device: Annotated[
+        str | None,
+        typer.Option(help="which FPGA the board has, as 85F, if it comes with several; it decides the engine's size"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="folder (default: build/BOARD-DEVICE; of a PYNQ overlay/BOARD)"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the placement; another may be faster")] = 1,
-    bit: Annotated[Path | None, typer.Option(help="build nothing: add this bitstream, which Vivado has made of the "
-                                                  "project in the folder")] = None,
+    bit: Annotated[
+        Path | None,
+        typer.Option(help="build nothing: add this bitstream, which Vivado has made of the project in the folder"),
+    ] = None,
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
     report: Annotated[Path | None, typer.Option(help="file of the boards' figures (JSON) to add these to")] = None,

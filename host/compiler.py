@@ -172,9 +172,7 @@ class Layer:
     last: int  # the epoch that late steps wait for; LONG_AGO if there are none
 
 
-def compile_network(
-    network: Network, geometry: Geometry, classes: tuple[str, ...] = (), batch: int = 1
-) -> Program:
+def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ...] = (), batch: int = 1) -> Program:
     """Compile for `geometry`. Raises IRError for a network that breaks the IR's rules and CapacityError, naming
     operator and memory, for one that does not fit.
 
@@ -191,9 +189,7 @@ def compile_network(
     return assemble(network, geometry, placed, exclusive, tables, layers, streams, classes)
 
 
-def schedule(
-    network: Network, placed: dict[str, Placement], tables: Tables, geometry: Geometry
-) -> list[Layer]:
+def schedule(network: Network, placed: dict[str, Placement], tables: Tables, geometry: Geometry) -> list[Layer]:
     """Every operator's jobs and epochs, adding to `tables` what they need."""
     limit = phases_limit(len(network.ops), network.name)
     source = placed[network.input].layout
@@ -495,9 +491,7 @@ def assemble(
 
     def store(name: str, offset: int, epoch: int) -> None:
         where = placed[name]
-        emit(
-            Opcode.STORE, epoch, address=where.address, count=where.layout.words, base=Base.OUTPUT, offset=offset
-        )
+        emit(Opcode.STORE, epoch, address=where.address, count=where.layout.words, base=Base.OUTPUT, offset=offset)
 
     prologue = len(instructions)
     table_contents = ((Memory.TILE, tables.tiles), (Memory.TAP, tables.taps), (Memory.MASK, tables.masks))
@@ -518,8 +512,11 @@ def assemble(
     emit(Opcode.END)
 
     source = placed[network.input]
-    free = max(layers[uses[name]].phases.last for name, other in placed.items() if overlap(source, other)
-               and name != network.output)
+    free = max(
+        layers[uses[name]].phases.last
+        for name, other in placed.items()
+        if overlap(source, other) and name != network.output
+    )
     trace_tensors: list[TensorInfo] = []
     trace_bytes = 0
 

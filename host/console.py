@@ -21,10 +21,16 @@ console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty
 
 Model = Annotated[Path, typer.Argument(help="QONNX model (.onnx)")]
 ModelOrProgram = Annotated[Path, typer.Argument(help="QONNX model (.onnx) or program file (.sentei)")]
-Target = Annotated[str, typer.Option(help="'sim', an overlay's directory, or DIRECTORY:PORT for a board behind a "
-                                        "serial port, as build/ulx3s-12F:/dev/ttyUSB0")]
-GeometryName = Annotated[str, typer.Option("--geometry", help="size of the engine: 32x32, 16x16 or 8x8, or an "
-                                              "overlay's directory")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="'sim', an overlay's directory, or DIRECTORY:PORT for a board behind a "
+        "serial port, as build/ulx3s-12F:/dev/ttyUSB0"
+    ),
+]
+GeometryName = Annotated[
+    str, typer.Option("--geometry", help="size of the engine: 32x32, 16x16 or 8x8, or an overlay's directory")
+]
 MemoryName = Annotated[str, typer.Option("--memory", help=f"model of main memory: {', '.join(MEMORY_MODELS)}")]
 Batch = Annotated[int | None, typer.Option(min=1, help="pictures of a job: more throughput, more latency")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]

@@ -172,9 +172,7 @@ def window_slots(op: Conv | Pool, layout: PlaneLayout, single: bool) -> tuple[np
     return position // layout.lanes, position % layout.lanes, inside
 
 
-def conv_blocks(
-    op: Conv, source: Placement, single: bool, late: np.ndarray, geometry: Geometry
-) -> list[Block]:
+def conv_blocks(op: Conv, source: Placement, single: bool, late: np.ndarray, geometry: Geometry) -> list[Block]:
     """Blocks of a convolution, slots in the order (input channel, ky, kx), those of `late` (C,) bool channels last."""
     layout = source.layout
     columns = geometry.group_columns

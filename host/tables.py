@@ -163,8 +163,9 @@ def whole_plane_tiles(tables: Tables, source: PlaneLayout, target: PlaneLayout) 
     which the picture begins. Tap t belongs to the t-th."""
     firsts = [picture * source.picture_pitch // source.lanes for picture in range(source.pictures)]
     reads = [words_of(source, picture) for picture in range(source.pictures)]
-    words = sorted({int(word) - first for first, read in zip(firsts, reads, strict=True)
-                    for word in np.flatnonzero(read)})
+    words = sorted(
+        {int(word) - first for first, read in zip(firsts, reads, strict=True) for word in np.flatnonzero(read)}
+    )
     positions = source.positions().reshape(source.pictures, -1)
     tiles = []
     for picture, (first, read) in enumerate(zip(firsts, reads, strict=True)):

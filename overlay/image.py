@@ -59,15 +59,23 @@ def memory_image(program: Program, pictures: np.ndarray, names: tuple[str, ...])
     layout = program.output.layout
     if layout.height != 1 or layout.width != 1 or program.pictures != 1:
         shape = (layout.channels, layout.height, layout.width)
-        raise InputError("the firmware runs classifiers, one picture a job: outputs must be (classes, 1, 1), not "
-                         f"{shape}, and a batch 1, not {program.pictures}")
+        raise InputError(
+            "the firmware runs classifiers, one picture a job: outputs must be (classes, 1, 1), not "
+            f"{shape}, and a batch 1, not {program.pictures}"
+        )
     word_nibbles = 2 * program.geometry.word_bytes
     corrections = program.output.correction or (0,) * layout.channels
     table = b"".join(
-        struct.pack("<Iiff", 2 * program.output.offset_bytes + number * layout.nibbles * layout.stride * word_nibbles,
-                    correction, scale, offset)
+        struct.pack(
+            "<Iiff",
+            2 * program.output.offset_bytes + number * layout.nibbles * layout.stride * word_nibbles,
+            correction,
+            scale,
+            offset,
+        )
         for number, (correction, scale, offset) in enumerate(
-            zip(corrections, program.output_scale, program.output_offset, strict=True))
+            zip(corrections, program.output_scale, program.output_offset, strict=True)
+        )
     )
     labels = [*names, *map(str, range(len(names), layout.channels))]
     packed = program.pack_input(pictures)

@@ -89,8 +89,11 @@ INSTRUCTION = Layout(
     "instruction",
     ("opcode", 4, "Opcode"),
     ("memory", 4, "LOAD: Memory"),
-    ("units", 8, "LOAD: a bit for each group (STREAM) or requantizer (CHANNEL) that takes the data; SYNC: Until; "
-     "RUN: Start"),
+    (
+        "units",
+        8,
+        "LOAD: a bit for each group (STREAM) or requantizer (CHANNEL) that takes the data; SYNC: Until; RUN: Start",
+    ),
     ("address", 16, "LOAD, STORE: first entry of the on-chip memory; RUN: stream address"),
     ("count", 16, "LOAD, STORE: entries; SYNC: runs; END: phases of the picture"),
     ("epoch", 16, "from the picture's start; SYNC, STORE: to wait for; RUN: that the first job counts from"),
@@ -117,8 +120,12 @@ HEADER1 = Layout(
     "header1",
     ("output", 16, "word of the first output plane; wide: of the first channel's highest nibble"),
     ("stride", 14, "words from one column's output plane to the next"),
-    ("residual", 16, "word of the first residual plane; wide: words from one nibble's last plane to the next "
-     "lower nibble's first, modulo 2^16"),
+    (
+        "residual",
+        16,
+        "word of the first residual plane; wide: words from one nibble's last plane to the next "
+        "lower nibble's first, modulo 2^16",
+    ),
     ("steps", 13, "steps of one tile"),
     ("late", 5, "epochs that steps with `late` wait for on top"),
 )

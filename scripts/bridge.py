@@ -34,8 +34,11 @@ def measure(model: Path, geometry: str, count: int) -> dict:
     program = compile_network(network, Manifest.load(directory).geometry)
     images = load_split("fashion-mnist", "test").images[:count]
     expected = reference.run(network, images)[network.output]
-    server = subprocess.Popen([sys.executable, "-m", "sentei.host.cli", "serve", "--port", "0", "--geometry", geometry],
-                              stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "sentei.host.cli", "serve", "--port", "0", "--geometry", geometry],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         port = next(found[0] for line in server.stdout if (found := re.search(r"tcp:localhost:\d+", line)))
         seconds, wrong = [], 0
@@ -62,8 +65,12 @@ def measure(model: Path, geometry: str, count: int) -> dict:
         "wrong": wrong,
         "cycles": cycles,
         "load_s": round(loaded, 3),
-        "latency_ms": {"mean": round(milliseconds.mean(), 2), "median": round(np.median(milliseconds), 2),
-                       "p95": round(np.percentile(milliseconds, 95), 2), "most": round(milliseconds.max(), 2)},
+        "latency_ms": {
+            "mean": round(milliseconds.mean(), 2),
+            "median": round(np.median(milliseconds), 2),
+            "p95": round(np.percentile(milliseconds, 95), 2),
+            "most": round(milliseconds.max(), 2),
+        },
         "input_bytes": program.input_bytes,
         "output_bytes": program.output_bytes,
     }

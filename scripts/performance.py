@@ -68,8 +68,11 @@ def measure_network(path: Path, whole: SenteiOverlay, control: SenteiOverlay) ->
     for batch in BATCHES[1:]:
         whole.load(compile_network(network, PRESETS[GEOMETRY], batch=batch))
         in_batch = benchmark(whole)
-        figures["batches"][str(batch)] = {"cycles": in_batch.cycles, "utilisation": in_batch.utilisation,
-                                          "fps_100mhz": 1e8 / in_batch.cycles}
+        figures["batches"][str(batch)] = {
+            "cycles": in_batch.cycles,
+            "utilisation": in_batch.utilisation,
+            "fps_100mhz": 1e8 / in_batch.cycles,
+        }
     return figures
 
 
@@ -86,10 +89,16 @@ def layer_network(kernel: int, channels: int, extent: int, density: Fraction, se
     for source, target in pairwise(names):
         kept = rng.permuted(np.tile(np.arange(slots) < round(slots * density), (channels // columns, 1)), axis=1)
         weights = rng.choice([-7, -3, 2, 6], (channels, slots)) * np.repeat(kept, columns, axis=0)
-        ops.append(Conv(
-            target, source, target, weights.reshape(channels, channels, kernel, kernel).astype(np.int16),
-            pads=Pads(*[kernel // 2] * 4),
-            requantize=Requantize(thresholds, np.zeros(channels, bool), np.zeros(channels, np.int64), full)))
+        ops.append(
+            Conv(
+                target,
+                source,
+                target,
+                weights.reshape(channels, channels, kernel, kernel).astype(np.int16),
+                pads=Pads(*[kernel // 2] * 4),
+                requantize=Requantize(thresholds, np.zeros(channels, bool), np.zeros(channels, np.int64), full),
+            )
+        )
     ones = np.ones(channels, np.float32)
     return Network(f"{kernel}x{kernel}-{channels}-{extent}", tensors, tuple(ops), "input", "last", ones, 0 * ones)
 
@@ -134,25 +143,45 @@ def report(figures: dict) -> str:
         lines.append(
             f"| {name} | {row['cycles']:,} | {row['predicted_cycles']:,} | {row['bound_cycles']:,.0f} | "
             f"{row['utilisation']:.1%} | {row['speedup']:.2f} | {row['fps_100mhz']:,.0f} | {row['bytes']:,.0f} | "
-            f"{batch['cycles']:,.0f} ({batch['utilisation']:.1%}) |")
-    lines += ["", f"The simulated SoC's clock: {figures['simulated_khz']:.0f} kHz on the machine that wrote this.", "",
-              "## Published figures, for comparison", "",
-              "On other devices, at other clocks, with other precisions; they are measured on boards, those above are "
-              "not.", "", "| | frames per second | |", "| --- | --- | --- |"]
+            f"{batch['cycles']:,.0f} ({batch['utilisation']:.1%}) |"
+        )
+    lines += [
+        "",
+        f"The simulated SoC's clock: {figures['simulated_khz']:.0f} kHz on the machine that wrote this.",
+        "",
+        "## Published figures, for comparison",
+        "",
+        "On other devices, at other clocks, with other precisions; they are measured on boards, those above are not.",
+        "",
+        "| | frames per second | |",
+        "| --- | --- | --- |",
+    ]
     lines += [f"| {name} | {speed} | {where} |" for name, speed, where in PUBLISHED]
-    lines += ["", "## Layers", "",
-              "Utilisation of a layer between two others like it, in jobs of one picture / of four; activation memory "
-              f"of {SWEEP_ACTIVATION_WORDS} words. Small maps fill the last tile of 32 pixels badly (14x14: 7 tiles, "
-              "87.5 % of their lanes); pictures of a batch share it.", ""]
+    lines += [
+        "",
+        "## Layers",
+        "",
+        "Utilisation of a layer between two others like it, in jobs of one picture / of four; activation memory "
+        f"of {SWEEP_ACTIVATION_WORDS} words. Small maps fill the last tile of 32 pixels badly (14x14: 7 tiles, "
+        "87.5 % of their lanes); pictures of a batch share it.",
+        "",
+    ]
     for kernel, density in product(KERNELS, DENSITIES):
-        lines += [f"### {kernel}x{kernel}, {density} of the kernel elements", "",
-                  "| channels | " + " | ".join(f"{extent}x{extent}" for extent in MAPS) + " |",
-                  "| --- |" + " --- |" * len(MAPS)]
+        lines += [
+            f"### {kernel}x{kernel}, {density} of the kernel elements",
+            "",
+            "| channels | " + " | ".join(f"{extent}x{extent}" for extent in MAPS) + " |",
+            "| --- |" + " --- |" * len(MAPS),
+        ]
         for channels in CHANNELS:
             cells = []
             for extent in MAPS:
-                rows = [row for row in figures["layers"] if (row["kernel"], row["density"], row["channels"],
-                                                             row["map"]) == (kernel, str(density), channels, extent)]
+                rows = [
+                    row
+                    for row in figures["layers"]
+                    if (row["kernel"], row["density"], row["channels"], row["map"])
+                    == (kernel, str(density), channels, extent)
+                ]
                 cells.append(" / ".join(f"{row['utilisation']:.0%}" if "utilisation" in row else "-" for row in rows))
             lines.append(f"| {channels} | " + " | ".join(cells) + " |")
         lines.append("")
@@ -166,8 +195,11 @@ def below_requirement(rows: list[dict]) -> list[dict]:
         if row["kernel"] == 3 and row["channels"] >= 64 and row["map"] >= 14 and "utilisation" in row:
             key = (row["density"], row["channels"], row["map"])
             best[key] = max(best.get(key, 0.0), row["utilisation"])
-    return [dict(zip(("density", "channels", "map"), key, strict=True), utilisation=value)
-            for key, value in best.items() if value < REQUIRED]
+    return [
+        dict(zip(("density", "channels", "map"), key, strict=True), utilisation=value)
+        for key, value in best.items()
+        if value < REQUIRED
+    ]
 
 
 def main() -> None:

@@ -36,8 +36,13 @@ from sentei.overlay.errors import SenteiError
 
 NETWORK = "resnet8"
 KEEP = Fraction(1, 9)
-FLOORS = {"stem.0": Fraction(16, 27), "*shortcut*": Fraction(1, 2), "blocks.1.shortcut.0": Fraction(1),
-          "blocks.0.conv*": Fraction(1, 9), "blocks.1.conv1.0": Fraction(1, 9)}
+FLOORS = {
+    "stem.0": Fraction(16, 27),
+    "*shortcut*": Fraction(1, 2),
+    "blocks.1.shortcut.0": Fraction(1),
+    "blocks.0.conv*": Fraction(1, 9),
+    "blocks.1.conv1.0": Fraction(1, 9),
+}
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,15 @@ def train(
     held = nullcontext() if variant.sizes_held else patch.object(pipeline, "hold_kernel_sizes", lambda network: None)
     with held, step(f"{variant.name}: {epochs} epochs") as progress:
         (point,) = pipeline.prune_and_retrain(
-            network, cifar10, [KEEP], plan, work=folder, resume=True, pretrained=True,
-            watch=lambda moment: progress(moment.epoch * moment.steps + moment.step, moment.epochs * moment.steps))
+            network,
+            cifar10,
+            [KEEP],
+            plan,
+            work=folder,
+            resume=True,
+            pretrained=True,
+            watch=lambda moment: progress(moment.epoch * moment.steps + moment.step, moment.epochs * moment.steps),
+        )
     export(point.network, path := folder / "model.onnx", (1, 3, 32, 32))
     return point, path
 
@@ -90,8 +102,10 @@ def report(figures: dict) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for row in figures["variants"]:
-        lines.append(f"| {row['name']} | {row['accuracy']:.2%} | {row['density']:.4f} | {row['cycles']:,} | "
-                     f"{figures['dense_cycles'] / row['cycles']:.2f} |")
+        lines.append(
+            f"| {row['name']} | {row['accuracy']:.2%} | {row['density']:.4f} | {row['cycles']:,} | "
+            f"{figures['dense_cycles'] / row['cycles']:.2f} |"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -120,8 +134,15 @@ def main() -> None:
             point, path = train(variant, cifar10, arguments.float, arguments.epochs, arguments.work)
             with step(f"{variant.name}: {len(cifar10.test)} images") as progress:
                 predicted = reference.predict(load(path), cifar10.test.images, progress).argmax(1)
-            rows.append({"name": variant.name, "accuracy": float((predicted == cifar10.test.labels).mean()),
-                         "density": point.density, "cycles": cycles_of(path), "seconds": round(point.seconds)})
+            rows.append(
+                {
+                    "name": variant.name,
+                    "accuracy": float((predicted == cifar10.test.labels).mean()),
+                    "density": point.density,
+                    "cycles": cycles_of(path),
+                    "seconds": round(point.seconds),
+                }
+            )
     figures = {
         "command": "make pruning",
         "network": NETWORK,

@@ -23,8 +23,9 @@ from sentei.host.target import build_board
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.manifest import Manifest
 
-DEVICES = [(board, device) for board in BOARDS
-           for device in importlib.import_module(f"sentei.boards.{board}").BOARD.devices]
+DEVICES = [
+    (board, device) for board in BOARDS for device in importlib.import_module(f"sentei.boards.{board}").BOARD.devices
+]
 SMALL = Device(PRESETS["8x8"], 16, 75_000_000)
 
 
@@ -117,12 +118,15 @@ def test_cells_of_a_xilinx_device_are_counted():
     assert vivado.count(cells) == {"luts": 13, "ffs": 8, "dsps": 3, "brams": 2.5}
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["ulx4s"], "board must be sim or one of ulx3s"),
-    (["ulx3s", "--device", "99F"], "--device must be one of 12F"),
-    (["ulx3s"], "--device must be one of 12F"),
-    (["pynq_z2", "--bit", "none.bit"], "build the overlay again"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["ulx4s"], "board must be sim or one of ulx3s"),
+        (["ulx3s", "--device", "99F"], "--device must be one of 12F"),
+        (["ulx3s"], "--device must be one of 12F"),
+        (["pynq_z2", "--bit", "none.bit"], "build the overlay again"),
+    ],
+)
 def test_what_does_not_exist_is_refused(arguments, message, tmp_path):
     with pytest.raises(HostBuildError, match=message):
         build_board([*arguments, "--output", str(tmp_path)], nullcontext)

@@ -29,8 +29,21 @@ from sentei.overlay.program import Program
 from sentei.overlay.registers import PROFILE_CAUSES
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("compile", "run", "verify", "bench", "info", "build", "pack", "upload", "serve", "demo", "train", "curve",
-            "accuracy")
+COMMANDS = (
+    "compile",
+    "run",
+    "verify",
+    "bench",
+    "info",
+    "build",
+    "pack",
+    "upload",
+    "serve",
+    "demo",
+    "train",
+    "curve",
+    "accuracy",
+)
 NAMES = ("shirt", "shoe", "bag", "coat", "[hat]")
 GEOMETRY = ("--geometry", "8x8")
 

@@ -24,8 +24,11 @@ from sentei.overlay.registers import SYSTEM_REGISTERS, MemoryState
 COUNT = 3
 
 
-@pytest.fixture(scope="module", params=[("8x8", LITEDRAM), (replace(PRESETS["8x8"], bus_bits=128), LITEDRAM_DDR3)],
-                ids=["SDRAM", "DDR3"])
+@pytest.fixture(
+    scope="module",
+    params=[("8x8", LITEDRAM), (replace(PRESETS["8x8"], bus_bits=128), LITEDRAM_DDR3)],
+    ids=["SDRAM", "DDR3"],
+)
 def path(overlay_path, request):
     return overlay_path(*request.param)
 

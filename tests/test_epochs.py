@@ -39,6 +39,7 @@ from sentei.overlay.program import Program
 
 LAYERS, NETWORKS = 60, 40
 
+
 def signed(epoch: int) -> int:
     """An instruction's epoch, counted from the picture's start."""
     half = 1 << EPOCH_BITS - 1

@@ -74,8 +74,10 @@ def place(terminal: Terminal, image: bytes) -> None:
 def test_it_says_which_engine_it_is(terminal):
     manifest = terminal.simulator.manifest
     geometry = manifest.geometry
-    expected = (f"Sentei {manifest.fingerprint:08x}: {geometry.lanes} lanes x {geometry.columns} columns, "
-                f"{geometry.groups} groups; {manifest.memory_bytes >> 20} MiB\n")
+    expected = (
+        f"Sentei {manifest.fingerprint:08x}: {geometry.lanes} lanes x {geometry.columns} columns, "
+        f"{geometry.groups} groups; {manifest.memory_bytes >> 20} MiB\n"
+    )
     assert terminal.greeting == terminal.type("info") == expected
     assert terminal.type("") == ""
 
@@ -107,8 +109,10 @@ def test_pictures_get_the_references_labels_in_the_drivers_cycles(terminal, clas
     with SenteiOverlay(overlay_path()) as overlay:
         overlay.load(program)
         cycles = [overlay.last_cycles for _ in overlay.stream(pictures)]
-    expected = [f"picture {number}: {NAMES[label]}, {own} cycles\n"
-                for number, (label, own) in enumerate(zip(labels, cycles, strict=True))]
+    expected = [
+        f"picture {number}: {NAMES[label]}, {own} cycles\n"
+        for number, (label, own) in enumerate(zip(labels, cycles, strict=True))
+    ]
     assert terminal.type("run") == "".join(expected)
     assert terminal.type("selftest") == "main memory: 0 of 1024 words wrong\nselftest passed\n"
     assert terminal.type("run") == "".join(expected), "a test of the memory leaves what it holds"
@@ -120,8 +124,9 @@ def test_the_demos_pictures_get_the_same_labels_in_the_same_cycles(overlay_path)
     program = compile_network(load(MODELS / "fmnist-ninth.onnx"), PRESETS[demo.GEOMETRY], demo.CLASSES)
     with SenteiOverlay(path) as overlay:
         overlay.load(program)
-        expected = [(demo.CLASSES[values.logits.argmax()], str(overlay.last_cycles))
-                    for values in overlay.stream(pictures)]
+        expected = [
+            (demo.CLASSES[values.logits.argmax()], str(overlay.last_cycles)) for values in overlay.stream(pictures)
+        ]
     with closing(Simulator(path)) as simulator:
         terminal = Terminal(simulator)
         place(terminal, memory_image(program, pictures, demo.CLASSES))
@@ -138,15 +143,18 @@ def test_scales_and_offsets_decide_the_label(terminal, classifier):
     assert [int(label) for label in found] == logits.reshape(len(pictures), -1).argmax(1).tolist()
 
 
-@pytest.mark.parametrize("word, value, message", [
-    ("magic", 0, "there is no image at 40000000; `sentei pack` makes one\n"),
-    ("bytes", 4, "there is no image at 40000000; `sentei pack` makes one\n"),
-    ("bytes", 1 << 30, "there is no image at 40000000; `sentei pack` makes one\n"),
-    ("fingerprint", 0x12345678, "the image is for an engine 12345678\n"),
-    ("crc", 1, "the image is damaged: its CRC differs\n"),
-    ("memory_bytes", 1 << 30, "there is no image at 40000000; `sentei pack` makes one\n"),
-    ("picture_table", 0x20000000, "the engine stopped with error 1 at instruction "),
-])
+@pytest.mark.parametrize(
+    "word, value, message",
+    [
+        ("magic", 0, "there is no image at 40000000; `sentei pack` makes one\n"),
+        ("bytes", 4, "there is no image at 40000000; `sentei pack` makes one\n"),
+        ("bytes", 1 << 30, "there is no image at 40000000; `sentei pack` makes one\n"),
+        ("fingerprint", 0x12345678, "the image is for an engine 12345678\n"),
+        ("crc", 1, "the image is damaged: its CRC differs\n"),
+        ("memory_bytes", 1 << 30, "there is no image at 40000000; `sentei pack` makes one\n"),
+        ("picture_table", 0x20000000, "the engine stopped with error 1 at instruction "),
+    ],
+)
 def test_what_is_wrong_is_said_and_the_next_image_runs(terminal, classifier, word, value, message):
     _, program, pictures = classifier
     good = memory_image(program, pictures, NAMES)

@@ -121,7 +121,7 @@ class Comparison(Module):
                     form.valid.eq(choice[6:8] != 0),
                     form.fresh.eq(choice[8:12] == 0),
                     form.maximum.eq(choice[12:14] == 0),
-                )
+                ),
             ]
         for index, form in enumerate(forms):
             pairs = zip([*portable.columns, portable.maxima], [*form.columns, form.maxima], strict=True)

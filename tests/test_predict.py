@@ -33,8 +33,10 @@ def pairs(overlay_path):
 
     def get(name, memory):
         if (name, memory) not in opened:
-            paths = [overlay_path(name if name in PRESETS else GEOMETRIES[name], memory, engine)
-                     for engine in (None, ControlEngine)]
+            paths = [
+                overlay_path(name if name in PRESETS else GEOMETRIES[name], memory, engine)
+                for engine in (None, ControlEngine)
+            ]
             opened[name, memory] = [SenteiOverlay(path) for path in paths]
             for overlay in opened[name, memory]:
                 overlay.engine.clock.limit = LIMIT_CYCLES

@@ -112,8 +112,9 @@ def test_what_a_layout_packs_it_unpacks(seed):
     pitch, rows = -(-width // modulus[1]) + int(rng.integers(0, 3)), -(-height // modulus[0])
     batch = int(rng.integers(1, 6))
     bits, signed = int(rng.integers(1, 9)), bool(rng.integers(0, 2))
-    layout = PlaneLayout(channels, height, width, bits, signed, lanes, modulus, pitch, 0, batch,
-                         rows * pitch + int(rng.integers(0, 3)))
+    layout = PlaneLayout(
+        channels, height, width, bits, signed, lanes, modulus, pitch, 0, batch, rows * pitch + int(rng.integers(0, 3))
+    )
     layout = replace(layout, stride=layout.plane_words + int(rng.integers(0, 2)))
     values = rng.integers(layout.low, layout.high + 1, (3 * batch, channels, height, width))
     packed = layout.pack(values, lanes // 2)

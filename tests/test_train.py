@@ -172,43 +172,93 @@ def first(channels: int = 8) -> tuple[nn.Module, ...]:
 # Everything that the table of host/train/quantize.py names, in every way of writing it.
 OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "ReLU": lambda: nn.Sequential(
-        conv_norm(3, 8), nn.ReLU(inplace=True), conv_norm(8, 8), Call(F.relu), conv_norm(8, 8), Call(torch.relu),
-        conv_norm(8, 8), Call(lambda x: x.relu()), *head(8)),
+        conv_norm(3, 8),
+        nn.ReLU(inplace=True),
+        conv_norm(8, 8),
+        Call(F.relu),
+        conv_norm(8, 8),
+        Call(torch.relu),
+        conv_norm(8, 8),
+        Call(lambda x: x.relu()),
+        *head(8),
+    ),
     "ReLU6": lambda: nn.Sequential(conv_norm(3, 8), nn.ReLU6(), conv_norm(8, 8), Call(F.relu6), *head(8)),
     "max pooling": lambda: nn.Sequential(
-        *first(), nn.MaxPool2d(2), conv_norm(8, 8), Call(lambda x: F.max_pool2d(x, 2)), nn.ReLU(), *head(8)),
+        *first(), nn.MaxPool2d(2), conv_norm(8, 8), Call(lambda x: F.max_pool2d(x, 2)), nn.ReLU(), *head(8)
+    ),
     "mean pooling": lambda: nn.Sequential(
-        *first(), nn.AvgPool2d(2), conv_norm(8, 8), Call(lambda x: F.avg_pool2d(x, 2)), conv_norm(8, 8), nn.ReLU(),
-        Call(lambda x: x.mean((2, 3))), nn.Linear(8, CLASSES)),
+        *first(),
+        nn.AvgPool2d(2),
+        conv_norm(8, 8),
+        Call(lambda x: F.avg_pool2d(x, 2)),
+        conv_norm(8, 8),
+        nn.ReLU(),
+        Call(lambda x: x.mean((2, 3))),
+        nn.Linear(8, CLASSES),
+    ),
     "functional head": lambda: nn.Sequential(
-        *first(), Call(lambda x: F.adaptive_avg_pool2d(x, 1)), Call(lambda x: torch.flatten(x, 1)),
-        nn.Linear(8, CLASSES)),
+        *first(),
+        Call(lambda x: F.adaptive_avg_pool2d(x, 1)),
+        Call(lambda x: torch.flatten(x, 1)),
+        nn.Linear(8, CLASSES),
+    ),
     "biases": lambda: nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1),
-        nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), *head(8)),
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 1),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(),
+        *head(8),
+    ),
     "no biases": lambda: nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4, bias=False)),
+        nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4, bias=False)
+    ),
     "identity shortcut": lambda: nn.Sequential(*first(), Join(signed_block(), nn.Identity()), nn.ReLU(), *head(8)),
     "projection shortcut": lambda: nn.Sequential(
-        *first(), Join(signed_block(2, 16), conv_norm(8, 16, kernel=1, stride=2)), nn.ReLU(), *head(16)),
+        *first(), Join(signed_block(2, 16), conv_norm(8, 16, kernel=1, stride=2)), nn.ReLU(), *head(16)
+    ),
     "shortcut on the left, in place": lambda: nn.Sequential(
-        *first(), Join(nn.Identity(), signed_block(), torch.add), nn.ReLU(inplace=True),
-        Join(signed_block(), nn.Identity(), operator.iadd), nn.ReLU(), *head(8)),
+        *first(),
+        Join(nn.Identity(), signed_block(), torch.add),
+        nn.ReLU(inplace=True),
+        Join(signed_block(), nn.Identity(), operator.iadd),
+        nn.ReLU(),
+        *head(8),
+    ),
     "shortcut of a maximum": lambda: nn.Sequential(
-        *first(), Join(signed_block(2), nn.MaxPool2d(2)), nn.ReLU(), *head(8)),
+        *first(), Join(signed_block(2), nn.MaxPool2d(2)), nn.ReLU(), *head(8)
+    ),
     "sums that are read by an addition and by a pooling": lambda: nn.Sequential(
-        *first(), Join(conv_norm(8, 8), nn.Identity()), Join(signed_block(), nn.Identity()), nn.MaxPool2d(2),
-        *head(8)),
+        *first(), Join(conv_norm(8, 8), nn.Identity()), Join(signed_block(), nn.Identity()), nn.MaxPool2d(2), *head(8)
+    ),
     "norm before the convolution": lambda: nn.Sequential(
-        *first(), nn.BatchNorm2d(8), nn.ReLU(), conv_norm(8, 8), nn.ReLU(), *head(8)),
+        *first(), nn.BatchNorm2d(8), nn.ReLU(), conv_norm(8, 8), nn.ReLU(), *head(8)
+    ),
     "norm without weights": lambda: nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), *head(8)),
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), *head(8)
+    ),
     "groups and dilation": lambda: nn.Sequential(
-        *first(), nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, dilation=2),
-        nn.ReLU(), *head(8)),
+        *first(),
+        nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, dilation=2),
+        nn.ReLU(),
+        *head(8),
+    ),
     "flattened maps": lambda: nn.Sequential(
-        conv_norm(3, 8, stride=2), nn.ReLU(), nn.Dropout(), nn.Identity(), Call(lambda x: x.reshape(x.size(0), -1)),
-        nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, CLASSES)),
+        conv_norm(3, 8, stride=2),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Identity(),
+        Call(lambda x: x.reshape(x.size(0), -1)),
+        nn.Linear(128, 8),
+        nn.ReLU(),
+        nn.Linear(8, CLASSES),
+    ),
     "linear layers": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 8), nn.ReLU(), nn.Linear(8, 4)),
 }
 
@@ -254,8 +304,16 @@ def without_quantizers(network: nn.Module) -> nn.Module:
         if isinstance(module, QuantLinear):
             layer: nn.Module = nn.Linear(module.in_features, module.out_features, bias=False)
         else:
-            layer = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size, module.stride,
-                              module.padding, module.dilation, module.groups, bias=False)
+            layer = nn.Conv2d(
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+                bias=False,
+            )
         layer.weight = nn.Parameter(module.weight.detach().clone())
         plain.set_submodule(name, layer)
     return plain.eval()
@@ -395,10 +453,13 @@ def test_the_first_layer_keeps_all_unless_it_is_named():
     assert planned["0"] == pytest.approx(2 * planned["1"])
 
 
-@pytest.mark.parametrize("factors, text", [
-    ({"none": Fraction(2)}, "layer 'none': the name must match one of 0, 1, 2, 3"),
-    ({"1": Fraction(0)}, "layer '1': the factor must be above 0, not 0"),
-])
+@pytest.mark.parametrize(
+    "factors, text",
+    [
+        ({"none": Fraction(2)}, "layer 'none': the name must match one of 0, 1, 2, 3"),
+        ({"1": Fraction(0)}, "layer '1': the factor must be above 0, not 0"),
+    ],
+)
 def test_a_factor_that_fits_no_layer_is_refused(factors, text):
     with pytest.raises(PruneError, match=text):
         Pruner(convolutions(), GROUP, factors=factors)
@@ -596,8 +657,9 @@ def test_an_activation_quantizer_is_brevitas_own():
     """The faster quantizer of constant scales computes what Brevitas' does, gradients included, ties and all."""
     x = torch.cat([torch.randn(1000) * 4, torch.arange(-40, 41) / 8])
     for signed, base in ((False, Uint8ActPerTensorFixedPoint), (True, Int8ActPerTensorFixedPoint)):
-        theirs = QuantIdentity(act_quant=base.let(
-            bit_width=4, scaling_impl_type="const", scaling_init=0.25 * 2 ** (4 - signed)))
+        theirs = QuantIdentity(
+            act_quant=base.let(bit_width=4, scaling_impl_type="const", scaling_init=0.25 * 2 ** (4 - signed))
+        )
         results = []
         for quantizer in (ActivationQuantizer(4, signed, 0.25), theirs):
             leaf = x.clone().requires_grad_()
@@ -622,8 +684,10 @@ def test_the_best_size_has_the_least_error():
     weights = torch.randn(1, 1 << 20, dtype=torch.float64)
     for bits in (2, 3, 4, 8):
         best = best_size(bits)
-        errors = [quantization_error(weights * best * factor, 1.0, bits, True, True) / factor**2
-                  for factor in (1.0, 0.93, 1.07)]
+        errors = [
+            quantization_error(weights * best * factor, 1.0, bits, True, True) / factor**2
+            for factor in (1.0, 0.93, 1.07)
+        ]
         assert errors[0] < min(errors[1:]), bits
     assert 1 / 0.5860 < best_size(4) < 1 / 0.3352
 
@@ -707,7 +771,7 @@ def test_bits_are_chosen_by_the_layers_place(tmp_path):
 
 @pytest.mark.parametrize("precision", [{"weights": 9}, {"activations": 8}, {"first": 1}, {"last": 0}])
 def test_bits_that_the_array_lacks_are_refused(precision):
-    (name, bits), = precision.items()
+    ((name, bits),) = precision.items()
     text = f"{name} must be quantized to between 2 and [48] bits, not {bits}$"
     with pytest.raises(UnsupportedNetworkError, match=text):
         Precision(**precision)
@@ -755,21 +819,30 @@ def plain_block() -> nn.Module:
         (Branching, "cannot be traced: .*control flow; its forward must not depend on the values of tensors"),
         (TwoInputs, "y: a network has one input, an image"),
         (lambda: Join(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), lambda x, y: torch.cat([x, y])), "cat cannot be quant"),
-        (lambda: nn.Sequential(*first(), Join(plain_block(), nn.Identity()), nn.ReLU()),
-         "add: one operand of an addition must be a convolution with a batch norm behind it, the other a tensor"),
+        (
+            lambda: nn.Sequential(*first(), Join(plain_block(), nn.Identity()), nn.ReLU()),
+            "add: one operand of an addition must be a convolution with a batch norm behind it, the other a tensor",
+        ),
         (lambda: nn.Sequential(*first(), Join(nn.BatchNorm2d(8), nn.Identity()), nn.ReLU()), "add: one operand of an"),
         (lambda: nn.Sequential(*first(), conv_norm(8, 8), Call(lambda x: x + 1)), "add: one operand of an addition"),
         (lambda: nn.Sequential(*first(), Join(conv_norm(8, 8), nn.Identity())), "add: a ReLU, a pooling, .* must read"),
-        (lambda: nn.Sequential(*first(), Join(conv_norm(8, 8), nn.Identity()), nn.Dropout(), nn.ReLU()),
-         "add: a ReLU, a pooling, a convolution or another addition must read the sum, at once"),
+        (
+            lambda: nn.Sequential(*first(), Join(conv_norm(8, 8), nn.Identity()), nn.Dropout(), nn.ReLU()),
+            "add: a ReLU, a pooling, a convolution or another addition must read the sum, at once",
+        ),
         (nn.Flatten, "no convolution and no linear layer: nothing to quantize"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")), "_0: padding must be numbers of "
-         r"zeros, not reflect \(1, 1\)"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")),
+            "_0: padding must be numbers of "
+            r"zeros, not reflect \(1, 1\)",
+        ),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding="same")), "padding must be numbers of zeros, not zeros same"),
         (lambda: Twice(plain_block()), "layer_1: layer is called twice; each call needs its own layer"),
         (lambda: Twice(nn.BatchNorm2d(8)), "layer_1: layer is called twice"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
-         "_1: a batch norm must track its running statistics"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
+            "_1: a batch norm must track its running statistics",
+        ),
     ],
 )
 def test_what_cannot_be_quantized_is_named(network, text):
@@ -803,8 +876,10 @@ def test_scales_stay_in_training_and_weights_move():
         assert is_power_of_two(layer.quant_weight().scale.item())
         assert not torch.equal(layer.weight, weights[name]), f"{name} is not trained"
     large = torch.full((2,), 1e6)
-    assert all(q(large).max() == q.scale * (2**8 - 1 if index == 0 else 7 if is_signed(q) else 15)
-               for index, q in enumerate(quantizers_of(network).values()))
+    assert all(
+        q(large).max() == q.scale * (2**8 - 1 if index == 0 else 7 if is_signed(q) else 15)
+        for index, q in enumerate(quantizers_of(network).values())
+    )
 
 
 # Freezing and exporting
@@ -861,9 +936,16 @@ def test_values_that_are_added_share_a_scale(name):
 def test_the_scale_of_added_values_is_the_median_of_what_they_want():
     """A stream of three values, each eight times as large as the one before: it has the scale of the second."""
     torch.manual_seed(SEED)
-    network = with_statistics(nn.Sequential(
-        *first(), Join(signed_block(), nn.Identity()), nn.ReLU(), Join(signed_block(), nn.Identity()), nn.ReLU(),
-        *head(8)))
+    network = with_statistics(
+        nn.Sequential(
+            *first(),
+            Join(signed_block(), nn.Identity()),
+            nn.ReLU(),
+            Join(signed_block(), nn.Identity()),
+            nn.ReLU(),
+            *head(8),
+        )
+    )
     for index, size in ((2, 8), (4, 64)):
         network[index].left[2][1].weight.data.mul_(size)
     values, wanted = inputs_of(), []
@@ -889,7 +971,13 @@ def test_the_networks_that_come_along_can_be_quantized(name):
 
 
 PLAN = Plan(
-    float_epochs=2, float_cycles=1, epochs=2, batch=16, float_learning_rate=0.1, learning_rate=0.05, max_shift=1,
+    float_epochs=2,
+    float_cycles=1,
+    epochs=2,
+    batch=16,
+    float_learning_rate=0.1,
+    learning_rate=0.05,
+    max_shift=1,
     group=GROUP,
 )
 KEEPS = (Fraction(1, 2), Fraction(1, 4))
@@ -919,14 +1007,16 @@ def test_the_float_network_goes_through_cycles_of_half_the_peak(tmp_path):
     assert len({state["settings"]["seed"] for state in states}) == 3
     resumed = []
     points_of(tmp_path, keeps=KEEPS[:1], plan=plan, watch=resumed.append, resume=True)
-    assert [(moment.stage, moment.epoch, moment.step) for moment in resumed] == [
-        (stage, 1, 0) for stage in stages]
+    assert [(moment.stage, moment.epoch, moment.step) for moment in resumed] == [(stage, 1, 0) for stage in stages]
 
 
-@pytest.mark.parametrize(("pool", "error", "text"), [
-    (nn.MaxPool2d(3, 2, ceil_mode=True), UnsupportedModel, "ceil_mode must be 0"),
-    (nn.AdaptiveAvgPool2d(3), ExportError, "cannot be written as ONNX: .*adaptive_avg_pool2d"),
-])
+@pytest.mark.parametrize(
+    ("pool", "error", "text"),
+    [
+        (nn.MaxPool2d(3, 2, ceil_mode=True), UnsupportedModel, "ceil_mode must be 0"),
+        (nn.AdaptiveAvgPool2d(3), ExportError, "cannot be written as ONNX: .*adaptive_avg_pool2d"),
+    ],
+)
 def test_what_cannot_be_deployed_is_refused_before_training(pool, error, text, tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(4))
     network(torch.zeros(1, *data_set().train.images.shape[1:]))
@@ -959,8 +1049,10 @@ def test_a_density_may_have_several_cycles_of_the_learning_rate(tmp_path):
     resumed = points_of(tmp_path, plan=plan, resume=True, watch=seen.append)
     assert list(dict.fromkeys(moment.stage for moment in seen if moment.step)) == stages[2:]
     for one, other in zip(whole, resumed, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.network.state_dict().values(),
-                                                     other.network.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(one.network.state_dict().values(), other.network.state_dict().values(), strict=True)
+        )
 
 
 def assert_same_states(one, other, name: str = "") -> None:
@@ -1001,8 +1093,11 @@ def test_every_density_on_the_way_is_a_finished_model(whole, tmp_path):
         elements = sum(m.weight.numel() for m in point.network.modules() if isinstance(m, nn.Conv2d))
         assert round(kept_density(network, GROUP) * elements) == round(point.density * elements)
         assert abs(point.density - point.keep) < 0.02
-        assert {name: m.weight.ne(0).float().mean().item() for name, m in point.network.named_modules()
-                if name in point.densities} == pytest.approx(dict(point.densities))
+        assert {
+            name: m.weight.ne(0).float().mean().item()
+            for name, m in point.network.named_modules()
+            if name in point.densities
+        } == pytest.approx(dict(point.densities))
         test = data_set().test
         labels = reference.predict(network, test.images).argmax(1)
         assert point.accuracy == (labels == test.labels).mean() == accuracy(point.network, Images(test))
@@ -1025,7 +1120,7 @@ def test_a_run_that_was_interrupted_continues_bit_for_bit(whole, tmp_path, stage
     assert_same_runs(whole, (tmp_path, points))
     epochs = [(name, number) for name in ("float", "keep 1/2", "keep 1/4") for number in range(2)]
     trained = dict.fromkeys((moment.stage, moment.epoch) for moment in seen if moment.step)
-    assert list(trained) == epochs[epochs.index((stage, epoch)):], "finished epochs must not be repeated"
+    assert list(trained) == epochs[epochs.index((stage, epoch)) :], "finished epochs must not be repeated"
     assert [(moment.stage, moment.epoch) for moment in seen if moment.ends_epoch] == list(trained)
 
 
@@ -1035,7 +1130,10 @@ def test_a_run_that_ended_is_not_repeated(whole):
     seen = []
     again = points_of(work, resume=True, watch=seen.append)
     assert [(moment.stage, moment.epoch, moment.step) for moment in seen] == [
-        ("float", 2, 0), ("keep 1/2", 2, 0), ("keep 1/4", 2, 0)]
+        ("float", 2, 0),
+        ("keep 1/2", 2, 0),
+        ("keep 1/4", 2, 0),
+    ]
     assert before == {path: path.read_bytes() for path in work.iterdir()}
     assert_same_runs(whole, (work, again))
     assert [point.seconds for point in again] == [point.seconds for point in points]
@@ -1053,10 +1151,16 @@ def test_checkpoints_are_continued_or_left_alone(whole, tmp_path):
         assert before == {path.name: path.read_bytes() for path in work.iterdir()}
 
     refused(r"float\.pt is there already, from an earlier run: continue it \(--resume\), name .*anew \(--restart\)")
-    refused(r"keep-1-4\.pt is of another run: .*; keeps is \['1/2', '1/4'\] there and \['1/4'\] here; ",
-            keeps=KEEPS[1:], resume=True)
-    refused(r"keep-1-2\.pt is of another run: learning_rate is 0\.05 there and 0\.04 here\.",
-            plan=replace(PLAN, learning_rate=0.04), resume=True)
+    refused(
+        r"keep-1-4\.pt is of another run: .*; keeps is \['1/2', '1/4'\] there and \['1/4'\] here; ",
+        keeps=KEEPS[1:],
+        resume=True,
+    )
+    refused(
+        r"keep-1-2\.pt is of another run: learning_rate is 0\.05 there and 0\.04 here\.",
+        plan=replace(PLAN, learning_rate=0.04),
+        resume=True,
+    )
     clipped = tiny()
     clipped.stem[1] = nn.ReLU6()
     refused(r"float\.pt is of another run: network is '.*' there and '.*' here\.", network=clipped, resume=True)
@@ -1250,9 +1354,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     checkpoint = tmp_path / "tiny.pt"
     run_fit(tiny(), checkpoint=checkpoint, settings={"data": "here"})
     before = checkpoint.read_bytes()
-    for changed, text in (({"settings": {"data": "there"}}, "data is 'here' there and 'there' here"),
-                          ({"seed": 1}, f"seed is {SEED} there and 1 here"),
-                          ({"recipe": Recipe(3, 0.05, 8)}, "epochs is 2 there and 3 here")):
+    for changed, text in (
+        ({"settings": {"data": "there"}}, "data is 'here' there and 'there' here"),
+        ({"seed": 1}, f"seed is {SEED} there and 1 here"),
+        ({"recipe": Recipe(3, 0.05, 8)}, "epochs is 2 there and 3 here"),
+    ):
         with pytest.raises(CheckpointError, match=rf"tiny\.pt is of another run: {text}\. Repeat that run's options, "):
             run_fit(tiny(), **{"checkpoint": checkpoint, "settings": {"data": "here"}, "resume": True} | changed)
     with pytest.raises(CheckpointError, match=r"tiny\.pt must be of the same network: .*begin anew") as info:
@@ -1360,7 +1466,7 @@ def test_pictures_are_moved_and_mirrored_whole():
     possible = {}
     for y in range(3):
         for x in range(3):
-            moved = padded[:, y:y + 4, x:x + 5]
+            moved = padded[:, y : y + 4, x : x + 5]
             possible[y, x, False], possible[y, x, True] = moved, moved.flip(2)
     results = augment(image.expand(300, -1, -1, -1), 1, True, torch.Generator().manual_seed(SEED))
     found = {name for name, wanted in possible.items() for result in results if torch.equal(result, wanted)}
@@ -1421,7 +1527,7 @@ def test_cifar10_is_read_in_order(tmp_path):
     loaded = data.load("cifar10", tmp_path)
     assert loaded.classes[3] == "cat" and len(loaded.train) == 10 and len(loaded.test) == 2
     np.testing.assert_array_equal(loaded.train.labels, np.arange(10))
-    np.testing.assert_array_equal(loaded.train.images[3, 1, 2], records[1, 1, 1 + 1024 + 64:][:32])
+    np.testing.assert_array_equal(loaded.train.images[3, 1, 2], records[1, 1, 1 + 1024 + 64 :][:32])
     np.testing.assert_array_equal(loaded.test.images[1].ravel(), records[5, 1, 1:])
 
 
@@ -1447,12 +1553,18 @@ def test_the_folder_is_the_argument_or_what_the_variable_names(tmp_path, monkeyp
         data.load_split("cifar10", "test")
 
 
-@pytest.mark.parametrize("kind, remedy", [
-    ("cifar10", r"data_batch_1\.bin does not exist: download https://www\.cs\.toronto\.edu/.*; then name the folder, "
-                "or set SENTEI_CIFAR10 to it"),
-    ("fashion-mnist", r"train-images-idx3-ubyte\.gz does not exist: install Debian's dataset-fashion-mnist"),
-    ("mnist", r"train-images-idx3-ubyte\.gz does not exist: download the four"),
-])
+@pytest.mark.parametrize(
+    "kind, remedy",
+    [
+        (
+            "cifar10",
+            r"data_batch_1\.bin does not exist: download https://www\.cs\.toronto\.edu/.*; then name the folder, "
+            "or set SENTEI_CIFAR10 to it",
+        ),
+        ("fashion-mnist", r"train-images-idx3-ubyte\.gz does not exist: install Debian's dataset-fashion-mnist"),
+        ("mnist", r"train-images-idx3-ubyte\.gz does not exist: download the four"),
+    ],
+)
 def test_missing_data_names_the_remedy(tmp_path, kind, remedy):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(data.DatasetMissingError, match=remedy):
@@ -1472,11 +1584,22 @@ def test_unknown_data_and_unknown_splits_are_refused(tmp_path):
         data.load_split("mnist", "validation", tmp_path)
 
 
-@pytest.mark.parametrize("name, change, text", [
-    ("data_batch_3.bin", lambda raw: raw[:-1], r"data_batch_3\.bin must hold records of 3073 bytes, not 6145 bytes"),
-    ("test_batch.bin", lambda raw: b"", r"test_batch\.bin must hold records of 3073 bytes, not 0 bytes; download"),
-    ("data_batch_5.bin", lambda raw: b"\x0a" + raw[1:], "must hold labels from 0 to 9, not 10; download the binary"),
-])
+@pytest.mark.parametrize(
+    "name, change, text",
+    [
+        (
+            "data_batch_3.bin",
+            lambda raw: raw[:-1],
+            r"data_batch_3\.bin must hold records of 3073 bytes, not 6145 bytes",
+        ),
+        ("test_batch.bin", lambda raw: b"", r"test_batch\.bin must hold records of 3073 bytes, not 0 bytes; download"),
+        (
+            "data_batch_5.bin",
+            lambda raw: b"\x0a" + raw[1:],
+            "must hold labels from 0 to 9, not 10; download the binary",
+        ),
+    ],
+)
 def test_damaged_cifar10_is_refused(tmp_path, name, change, text):
     write_cifar10(tmp_path)
     (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
@@ -1484,13 +1607,16 @@ def test_damaged_cifar10_is_refused(tmp_path, name, change, text):
         data.load("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("content, text", [
-    (b"", r"must start with 00 00 08 \(IDX, unsigned bytes\), not ''"),
-    (bytes([0, 0, 13, 1, 0, 0, 0, 0]), "must start with 00 00 08 .* not '00 00 0d'"),
-    (bytes([0, 0, 8, 2, 0, 0, 0, 1]), "ends inside its header; download it again"),
-    (bytes([0, 0, 8, 1, 0, 0, 0, 5, 1, 2, 3]), r"must hold \(5,\) elements, not 3; download it again"),
-    (bytes([0, 0, 8, 1, 0, 0, 0, 1, 1, 2]), r"must hold \(1,\) elements, not 2"),
-])
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        (b"", r"must start with 00 00 08 \(IDX, unsigned bytes\), not ''"),
+        (bytes([0, 0, 13, 1, 0, 0, 0, 0]), "must start with 00 00 08 .* not '00 00 0d'"),
+        (bytes([0, 0, 8, 2, 0, 0, 0, 1]), "ends inside its header; download it again"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 5, 1, 2, 3]), r"must hold \(5,\) elements, not 3; download it again"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 1, 1, 2]), r"must hold \(1,\) elements, not 2"),
+    ],
+)
 def test_damaged_idx_files_are_refused(tmp_path, content, text):
     (tmp_path / "labels").write_bytes(content)
     with pytest.raises(data.DatasetFormatError, match=text):
@@ -1509,25 +1635,35 @@ def test_damaged_compressed_files_are_refused(tmp_path):
     assert reasons == {EOFError, gzip.BadGzipFile, zlib.error}
 
 
-@pytest.mark.parametrize("images, labels, text", [
-    (np.zeros((2, 3, 4)), np.zeros(3), r"must hold \(N, H, W\) images and \(N,\) labels, not \(2, 3, 4\) and \(3,\)"),
-    (np.zeros((2, 12)), np.zeros(2), r"must hold \(N, H, W\) images .* not \(2, 12\) and \(2,\)"),
-    (np.zeros((2, 3, 4)), np.array([1, 10]), "must hold labels from 0 to 9, not 10"),
-    (np.zeros((0, 3, 4)), np.zeros(0), "must hold labels from 0 to 9, not 0 among 0"),
-])
+@pytest.mark.parametrize(
+    "images, labels, text",
+    [
+        (
+            np.zeros((2, 3, 4)),
+            np.zeros(3),
+            r"must hold \(N, H, W\) images and \(N,\) labels, not \(2, 3, 4\) and \(3,\)",
+        ),
+        (np.zeros((2, 12)), np.zeros(2), r"must hold \(N, H, W\) images .* not \(2, 12\) and \(2,\)"),
+        (np.zeros((2, 3, 4)), np.array([1, 10]), "must hold labels from 0 to 9, not 10"),
+        (np.zeros((0, 3, 4)), np.zeros(0), "must hold labels from 0 to 9, not 0 among 0"),
+    ],
+)
 def test_images_and_labels_that_do_not_fit_are_refused(tmp_path, images, labels, text):
     write_idx(tmp_path, images, labels)
     with pytest.raises(data.DatasetFormatError, match=text):
         data.load("fashion-mnist", tmp_path)
 
 
-@pytest.mark.parametrize("change, text", [
-    ({"images": lambda images: images / np.float32(255)}, r"images must be uint8 \(N, C, H, W\), .*, not float32"),
-    ({"images": lambda images: images[:, 0]}, r"images must be uint8 \(N, C, H, W\), .*, not uint8 \(16, 8, 8\)"),
-    ({"labels": lambda labels: labels.astype(float)}, r"labels must be int64 \(16,\), .*, not float64 \(16,\)"),
-    ({"labels": lambda labels: labels[1:]}, r"labels must be int64 \(16,\), .*, not int64 \(15,\)"),
-    ({"labels": lambda labels: labels + 1}, r"labels are 0 to 3, one for each class, not \[1, 2, 3, 4\]"),
-])
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"images": lambda images: images / np.float32(255)}, r"images must be uint8 \(N, C, H, W\), .*, not float32"),
+        ({"images": lambda images: images[:, 0]}, r"images must be uint8 \(N, C, H, W\), .*, not uint8 \(16, 8, 8\)"),
+        ({"labels": lambda labels: labels.astype(float)}, r"labels must be int64 \(16,\), .*, not float64 \(16,\)"),
+        ({"labels": lambda labels: labels[1:]}, r"labels must be int64 \(16,\), .*, not int64 \(15,\)"),
+        ({"labels": lambda labels: labels + 1}, r"labels are 0 to 3, one for each class, not \[1, 2, 3, 4\]"),
+    ],
+)
 def test_a_users_data_is_looked_at(change, text):
     split = split_of(16)
     with pytest.raises(data.DatasetError, match=text):

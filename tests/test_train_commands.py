@@ -96,8 +96,19 @@ def trained(cifar, tmp_path_factory, overlay_path):
     """A model from `sentei train`, with its card: its folder, and what was printed."""
     overlay_path("8x8")
     folder = tmp_path_factory.mktemp("trained")
-    code, text, said = sentei("train", "resnet8", "-o", folder / "out" / "tiny.onnx", "--keep", "1/9",
-                              "--folder", cifar, "--work", folder / "work", *SHORT)
+    code, text, said = sentei(
+        "train",
+        "resnet8",
+        "-o",
+        folder / "out" / "tiny.onnx",
+        "--keep",
+        "1/9",
+        "--folder",
+        cifar,
+        "--work",
+        folder / "work",
+        *SHORT,
+    )
     assert (code, said) == (0, ""), said
     return folder, text
 
@@ -107,9 +118,24 @@ def curve(cifar, trained, tmp_path_factory):
     """Two models from `sentei curve`, from the float network of `trained`: their folder, and what was printed."""
     folder = tmp_path_factory.mktemp("curve")
     code, text, said = sentei(
-        "curve", "resnet8", "-o", folder / "models", "--report", folder / "report" / "curve.png", "--keep", "1/3,1/9",
-        "--name", "tiny", "--float", trained[0] / "work" / "resnet8-cifar10" / "float.pt", "--folder", cifar,
-        "--work", folder / "work", *SHORT)
+        "curve",
+        "resnet8",
+        "-o",
+        folder / "models",
+        "--report",
+        folder / "report" / "curve.png",
+        "--keep",
+        "1/3,1/9",
+        "--name",
+        "tiny",
+        "--float",
+        trained[0] / "work" / "resnet8-cifar10" / "float.pt",
+        "--folder",
+        cifar,
+        "--work",
+        folder / "work",
+        *SHORT,
+    )
     assert (code, said) == (0, ""), said
     return folder, text
 
@@ -153,8 +179,10 @@ def test_train_writes_a_model_and_its_card(cifar, trained):
     assert card["python"].count(".") == 2 and card["seconds"] >= 0
     repeated = shlex.split(card["command"])
     assert repeated[:3] == ["sentei", "train", "resnet8"] and repeated[-2:] == ["--geometry", "8x8"]
-    assert (f"{model}: {card['accuracy']:.2%}, {card['float_accuracy']:.2%} in float; {card['density']:.3f} of the "
-            f"kernel elements, {card['cycles']} cycles\n") in text
+    assert (
+        f"{model}: {card['accuracy']:.2%}, {card['float_accuracy']:.2%} in float; {card['density']:.3f} of the "
+        f"kernel elements, {card['cycles']} cycles\n"
+    ) in text
     assert sorted(path.name for path in model.parent.iterdir()) == ["tiny.json", "tiny.onnx"]
     assert f"figures: {model.with_suffix('.json')}\n" in text
     work = folder / "work" / "resnet8-cifar10"
@@ -171,13 +199,28 @@ def test_train_resumes_and_repeats_nothing_that_is_done(cifar, trained, tmp_path
     assert differing == {"file", "command", "cycles"}
     assert before == {path: path.read_bytes() for path in (folder / "work").rglob("*.pt")}
     images = data.load_split("cifar10", "test", cifar).images
-    np.testing.assert_array_equal(*(reference.predict(load(path), images)
-                                    for path in (folder / "out" / "tiny.onnx", tmp_path / "again.onnx")))
+    np.testing.assert_array_equal(
+        *(reference.predict(load(path), images) for path in (folder / "out" / "tiny.onnx", tmp_path / "again.onnx"))
+    )
     other = ("--epochs", 2, "--float-epochs", 1, "--float-cycles", 1, "--train-images", 40, "--geometry", "8x8")
-    refused("train", "resnet8", "-o", tmp_path / "other.onnx", *options[:-len(SHORT)], *other,
-            text=r"keep-1-9\.pt is of another run: epochs is 1 there and 2 here.*\. Repeat that run's options, name an")
-    refused("train", "resnet8", "-o", tmp_path / "other.onnx", *options[:-len(SHORT) - 1], *SHORT,
-            text=r"float\.pt is there already, from an earlier run: continue it \(--resume\), name another folder")
+    refused(
+        "train",
+        "resnet8",
+        "-o",
+        tmp_path / "other.onnx",
+        *options[: -len(SHORT)],
+        *other,
+        text=r"keep-1-9\.pt is of another run: epochs is 1 there and 2 here.*\. Repeat that run's options, name an",
+    )
+    refused(
+        "train",
+        "resnet8",
+        "-o",
+        tmp_path / "other.onnx",
+        *options[: -len(SHORT) - 1],
+        *SHORT,
+        text=r"float\.pt is there already, from an earlier run: continue it \(--resume\), name another folder",
+    )
     assert before == {path: path.read_bytes() for path in (folder / "work").rglob("*.pt")}
 
 
@@ -195,17 +238,56 @@ def test_restart_begins_anew(cifar, trained, tmp_path, no_cycles):
 
 def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
     code, text, said = sentei(
-        "train", "resnet8", "-o", tmp_path / "model.onnx", "--keep", "1/4", "--layer", "*shortcut*=1/2",
-        "--layer", "blocks.2.conv*=x3/2", "--group", 16, "--unstructured", "--holdout", 4, "--seed", 7,
-        "--weights", 3, "--activations", 2, "--first", 7, "--last", 6, "--folder", cifar,
-        "--learning-rate", 0.01, "--float-learning-rate", 0.3,
-        "--work", tmp_path / "work", *UNTRAINED)
+        "train",
+        "resnet8",
+        "-o",
+        tmp_path / "model.onnx",
+        "--keep",
+        "1/4",
+        "--layer",
+        "*shortcut*=1/2",
+        "--layer",
+        "blocks.2.conv*=x3/2",
+        "--group",
+        16,
+        "--unstructured",
+        "--holdout",
+        4,
+        "--seed",
+        7,
+        "--weights",
+        3,
+        "--activations",
+        2,
+        "--first",
+        7,
+        "--last",
+        6,
+        "--folder",
+        cifar,
+        "--learning-rate",
+        0.01,
+        "--float-learning-rate",
+        0.3,
+        "--work",
+        tmp_path / "work",
+        *UNTRAINED,
+    )
     assert (code, said) == (0, "")
     card = json.loads((tmp_path / "model.json").read_text())
     assert card["train_images"] == 20 and 0 <= card["holdout_accuracy"] <= 1
     assert f"{card['accuracy']:.2%} ({card['holdout_accuracy']:.2%} of those held out), " in text
-    expected = {"group": 16, "aligned": False, "holdout": 4, "seed": 7, "floors": {"*shortcut*": "1/2"},
-                "factors": {"blocks.2.conv*": "3/2"}, "epochs": [0], "learning_rate": 0.01, "float_learning_rate": 0.3}
+    expected = {
+        "group": 16,
+        "aligned": False,
+        "holdout": 4,
+        "seed": 7,
+        "floors": {"*shortcut*": "1/2"},
+        "factors": {"blocks.2.conv*": "3/2"},
+        "epochs": [0],
+        "learning_rate": 0.01,
+        "float_learning_rate": 0.3,
+    }
     assert {name: card["plan"][name] for name in expected} == expected
     assert card["plan"]["precision"] == {"weights": 3, "activations": 2, "first": 7, "last": 6, "image": 8}
     shortcuts = {name: value for name, value in card["layers"].items() if "shortcut" in name}
@@ -222,8 +304,9 @@ def test_curve_writes_models_cards_and_a_picture(cifar, trained, curve):
     folder, text = curve
     figures = json.loads((folder / "report" / "curve.json").read_text())
     cards = [json.loads((folder / "models" / f"tiny-{name}.json").read_text()) for name in ("third", "ninth")]
-    assert figures["points"] == [{key: card[key] for key in ("file", "keep", "density", "accuracy", "cycles")}
-                                 for card in cards]
+    assert figures["points"] == [
+        {key: card[key] for key in ("file", "keep", "density", "accuracy", "cycles")} for card in cards
+    ]
     assert [point["file"] for point in figures["points"]] == ["tiny-third.onnx", "tiny-ninth.onnx"]
     assert [point["keep"] for point in figures["points"]] == ["1/3", "1/9"]
     assert figures["network"] == "resnet8" and figures["data"] == "cifar10" and figures["geometry"] == "8x8"
@@ -240,7 +323,9 @@ def test_curve_writes_models_cards_and_a_picture(cifar, trained, curve):
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
     assert f"picture: {folder / 'report' / 'curve.png'}\n" in text
     assert sorted(path.name for path in (folder / "work" / "resnet8-cifar10").iterdir()) == [
-        "keep-1-3.pt", "keep-1-9.pt"], "a float network that is given must not be trained"
+        "keep-1-3.pt",
+        "keep-1-9.pt",
+    ], "a float network that is given must not be trained"
 
 
 def test_curve_names_models_by_their_density(cifar, tmp_path, monkeypatch):
@@ -248,8 +333,14 @@ def test_curve_names_models_by_their_density(cifar, tmp_path, monkeypatch):
 
     def card(run, point, path):
         density = float(point.keep)
-        return {"file": path.name, "keep": str(point.keep), "density": density, "accuracy": 0.5 + density / 4,
-                "cycles": round(1000 * density), "float_accuracy": 0.9}
+        return {
+            "file": path.name,
+            "keep": str(point.keep),
+            "density": density,
+            "accuracy": 0.5 + density / 4,
+            "cycles": round(1000 * density),
+            "float_accuracy": 0.9,
+        }
 
     monkeypatch.setattr(commands._Run, "points", lambda run, keeps: [SimpleNamespace(keep=keep) for keep in keeps])
     monkeypatch.setattr(commands._Run, "write", card)
@@ -270,8 +361,18 @@ def test_curve_names_models_by_their_density(cifar, tmp_path, monkeypatch):
 
 def test_accuracy_is_that_of_the_reference(cifar, curve, tmp_path):
     models = [curve[0] / "models" / f"tiny-{name}.onnx" for name in ("third", "ninth")]
-    code, text, said = sentei("accuracy", *models, "--folder", cifar, "--geometry", "8x8", "--compare", TEST,
-                              "--json", tmp_path / "accuracy.json")
+    code, text, said = sentei(
+        "accuracy",
+        *models,
+        "--folder",
+        cifar,
+        "--geometry",
+        "8x8",
+        "--compare",
+        TEST,
+        "--json",
+        tmp_path / "accuracy.json",
+    )
     assert (code, said) == (0, "")
     figures = json.loads((tmp_path / "accuracy.json").read_text())
     assert figures["data"] == "cifar10" and list(figures["models"]) == ["tiny-third", "tiny-ninth"]
@@ -281,14 +382,18 @@ def test_accuracy_is_that_of_the_reference(cifar, curve, tmp_path):
         assert values["density"] == kept_density(load(model), GROUP)
         assert values["images"] == TEST and values["float_accuracy"] == card["float_accuracy"]
         assert values["labels_equal"] == {"qonnx": True, "pytorch": True} and values["labels_compared"] == TEST
-        assert re.search(rf"{model.stem} .*{values['accuracy']:.2%} .*{values['density']:.2%} .*"
-                         rf"{values['float_accuracy']:.2%}", text)
+        assert re.search(
+            rf"{model.stem} .*{values['accuracy']:.2%} .*{values['density']:.2%} .*"
+            rf"{values['float_accuracy']:.2%}",
+            text,
+        )
 
 
 def test_accuracy_compares_every_layer_with_the_hardware(cifar, curve, tmp_path):
     model = curve[0] / "models" / "tiny-ninth.onnx"
-    code, _, said = sentei("accuracy", model, "--folder", cifar, "--geometry", "8x8", "--simulate", 1,
-                           "--json", tmp_path / "accuracy.json")
+    code, _, said = sentei(
+        "accuracy", model, "--folder", cifar, "--geometry", "8x8", "--simulate", 1, "--json", tmp_path / "accuracy.json"
+    )
     assert (code, said) == (0, "")
     values = json.loads((tmp_path / "accuracy.json").read_text())["models"]["tiny-ninth"]
     assert values["images_simulated"] == 1 and values["every_layer_equal"] is True
@@ -360,8 +465,17 @@ def test_an_option_that_cannot_be_is_named(cifar, tmp_path, no_cycles, options, 
     assert not (tmp_path / "model.onnx").exists()
 
 
-@pytest.mark.parametrize("options", [("--seed", -1), ("--train-images", 0), ("--group", 0),
-                                     ("--holdout", -1), ("--float-epochs", "many"), ("--float-epochs", -3)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--seed", -1),
+        ("--train-images", 0),
+        ("--group", 0),
+        ("--holdout", -1),
+        ("--float-epochs", "many"),
+        ("--float-epochs", -3),
+    ],
+)
 def test_numbers_out_of_range_are_usage_errors(tmp_path, options):
     code, _, said = sentei("train", "resnet8", "-o", tmp_path / "model.onnx", *options)
     assert code == 2 and "Usage: sentei train" in said and options[0] in said and "Traceback" not in said
@@ -385,18 +499,56 @@ def test_curves_that_cannot_be_are_refused(cifar, tmp_path, no_cycles):
 
 def test_weights_of_another_network_are_refused_in_one_line(cifar, tmp_path):
     torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "other.pt")
-    refused("train", "resnet8", "-o", tmp_path / "model.onnx", "--folder", cifar, "--float", tmp_path / "other.pt",
-            *UNTRAINED, text=r"other\.pt does not hold the weights of this network: ")
+    refused(
+        "train",
+        "resnet8",
+        "-o",
+        tmp_path / "model.onnx",
+        "--folder",
+        cifar,
+        "--float",
+        tmp_path / "other.pt",
+        *UNTRAINED,
+        text=r"other\.pt does not hold the weights of this network: ",
+    )
 
 
 def test_what_cannot_be_written_is_named(cifar, tmp_path, no_cycles):
     (tmp_path / "file").write_text("")
     text = "cannot be written: (Not a directory|File exists); "
-    refused("train", "resnet8", "-o", tmp_path / "file" / "model.onnx", "--folder", cifar, "--work", tmp_path / "work",
-            *UNTRAINED, text=rf"/file/model\.onnx: {text}write it elsewhere")
-    refused("train", "resnet8", "-o", tmp_path / "model.onnx", "--folder", cifar, "--work", tmp_path / "file",
-            "--train-images", 8, "--epochs", 1, "--float-epochs", 1, "--float-cycles", 1, "--geometry", "8x8",
-            text=rf"/file/resnet8-cifar10/float\.pt {text}what it held before is intact")
+    refused(
+        "train",
+        "resnet8",
+        "-o",
+        tmp_path / "file" / "model.onnx",
+        "--folder",
+        cifar,
+        "--work",
+        tmp_path / "work",
+        *UNTRAINED,
+        text=rf"/file/model\.onnx: {text}write it elsewhere",
+    )
+    refused(
+        "train",
+        "resnet8",
+        "-o",
+        tmp_path / "model.onnx",
+        "--folder",
+        cifar,
+        "--work",
+        tmp_path / "file",
+        "--train-images",
+        8,
+        "--epochs",
+        1,
+        "--float-epochs",
+        1,
+        "--float-cycles",
+        1,
+        "--geometry",
+        "8x8",
+        text=rf"/file/resnet8-cifar10/float\.pt {text}what it held before is intact",
+    )
 
 
 def test_accuracy_names_what_it_cannot_use(cifar, tmp_path, trained):
@@ -409,8 +561,15 @@ def test_accuracy_names_what_it_cannot_use(cifar, tmp_path, trained):
     onnx.save(small_model(), tmp_path / "small.onnx")
     refused("accuracy", tmp_path / "small.onnx", "--folder", cifar, text=r"images must have shape \(N, 1, 10, 12\)")
     (tmp_path / "file").write_text("")
-    refused("accuracy", model, "--folder", cifar, "--json", tmp_path / "file" / "x.json",
-            text=r"x\.json: cannot be written: (Not a directory|File exists); write it elsewhere")
+    refused(
+        "accuracy",
+        model,
+        "--folder",
+        cifar,
+        "--json",
+        tmp_path / "file" / "x.json",
+        text=r"x\.json: cannot be written: (Not a directory|File exists); write it elsewhere",
+    )
 
 
 def without_torch(*arguments) -> subprocess.CompletedProcess:

@@ -32,26 +32,56 @@ if TYPE_CHECKING:
 LABELS = 200  # of the first test images, in a model card
 PACKAGES = ("torch", "brevitas", "numpy", "onnx", "qonnx", "onnxruntime")
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # read when PyTorch is imported: waiting burns no core
-DENSITY_NAMES = {"1": "dense", "1/2": "half", "1/3": "third", "2/9": "quarter", "1/6": "sixth", "1/9": "ninth",
-                 "1/12": "twelfth"}
+DENSITY_NAMES = {
+    "1": "dense",
+    "1/2": "half",
+    "1/3": "third",
+    "2/9": "quarter",
+    "1/6": "sixth",
+    "1/9": "ninth",
+    "1/12": "twelfth",
+}
 
 NetworkName = Annotated[str, typer.Argument(help="resnet20, resnet8 or fashion")]
 DataName = Annotated[str, typer.Option("--data", help="cifar10, fashion-mnist or mnist")]
 Folder = Annotated[Path | None, typer.Option(help="folder of the data set's files")]
-Float = Annotated[Path | None, typer.Option("--float", help="weights of a trained float network (a state_dict, or the "
-                                            "last checkpoint of a float network, as float-2.pt): no float training")]
+Float = Annotated[
+    Path | None,
+    typer.Option(
+        "--float",
+        help="weights of a trained float network (a state_dict, or the "
+        "last checkpoint of a float network, as float-2.pt): no float training",
+    ),
+]
 FloatCycles = Annotated[int, typer.Option(min=1, help="cycles of the learning rate for the float network")]
-FloatRate = Annotated[float, typer.Option("--float-learning-rate", min=1e-6, help="peak of the float network's first "
-                                          "cycle; each has half the peak of the one before")]
+FloatRate = Annotated[
+    float,
+    typer.Option(
+        "--float-learning-rate",
+        min=1e-6,
+        help="peak of the float network's first cycle; each has half the peak of the one before",
+    ),
+]
 Rate = Annotated[float, typer.Option("--learning-rate", min=1e-6, help="the same of each density, quantized")]
 FloatEpochs = Annotated[int, typer.Option(min=0, help="epochs of each cycle of the float network")]
-Epochs = Annotated[str, typer.Option(help="epochs of each density, quantized; 20,8 means 20 of the first, where "
-                                     "rounding is new, and 8 of each other; 8+4 are two cycles of the learning rate")]
-Layer = Annotated[list[str] | None, typer.Option(help="density of single layers, may be repeated: '*shortcut*=1/3' "
-                                                 "keeps at least that, 'blocks.0.*=x2' twice as much as others; the "
-                                                 "first convolution keeps all unless it is named")]
-Group = Annotated[int | None, typer.Option(min=1, help="output channels that share their kernel elements (default: "
-                                           "the geometry's)")]
+Epochs = Annotated[
+    str,
+    typer.Option(
+        help="epochs of each density, quantized; 20,8 means 20 of the first, where "
+        "rounding is new, and 8 of each other; 8+4 are two cycles of the learning rate"
+    ),
+]
+Layer = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="density of single layers, may be repeated: '*shortcut*=1/3' "
+        "keeps at least that, 'blocks.0.*=x2' twice as much as others; the "
+        "first convolution keeps all unless it is named"
+    ),
+]
+Group = Annotated[
+    int | None, typer.Option(min=1, help="output channels that share their kernel elements (default: the geometry's)")
+]
 Unstructured = Annotated[bool, typer.Option("--unstructured", help="prune each weight by itself (to compare)")]
 Weights = Annotated[int, typer.Option(help="bits of weights")]
 Activations = Annotated[int, typer.Option(help="bits of activations")]
@@ -62,8 +92,9 @@ Work = Annotated[Path, typer.Option(help="folder for checkpoints")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue from the checkpoints in --work")]
 Restart = Annotated[bool, typer.Option("--restart", help="delete the checkpoints in --work and begin anew")]
 Holdout = Annotated[int, typer.Option(min=0, help="training images kept from training, to choose a recipe by")]
-TrainImages = Annotated[int | None, typer.Option(min=1, help="train on the first so many images only (to try things "
-                                                 "out)")]
+TrainImages = Annotated[
+    int | None, typer.Option(min=1, help="train on the first so many images only (to try things out)")
+]
 
 
 def density_of(text: str) -> Fraction:
@@ -127,8 +158,10 @@ def curve(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for the models and their cards")],
     report: Annotated[Path, typer.Option(help="picture to write; the figures get .json")],
     keep: Annotated[str, typer.Option(help="densities, falling")] = "1,1/2,1/3,1/4.5,1/6,1/9,1/12",
-    name: Annotated[str | None, typer.Option(help="models are called NAME-dense, NAME-half, ... (default: the "
-                                             "network and the data set)")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="models are called NAME-dense, NAME-half, ... (default: the network and the data set)"),
+    ] = None,
     data: DataName = "cifar10",
     folder: Folder = None,
     float_weights: Float = None,
@@ -166,10 +199,15 @@ def curve(
     for point in run.points([density_of(text) for text in keep.split(",")]):
         label = DENSITY_NAMES.get(str(point.keep), f"keep-{str(point.keep).replace('/', '-')}")
         cards.append(run.write(point, output / f"{stem}-{label}.onnx"))
-    figures = {"network": network, "data": data, "command": _command(), "geometry": geometry, "memory_model": memory,
-               "float_accuracy": cards[0]["float_accuracy"],
-               "points": [{key: card[key] for key in ("file", "keep", "density", "accuracy", "cycles")}
-                          for card in cards]}
+    figures = {
+        "network": network,
+        "data": data,
+        "command": _command(),
+        "geometry": geometry,
+        "memory_model": memory,
+        "float_accuracy": cards[0]["float_accuracy"],
+        "points": [{key: card[key] for key in ("file", "keep", "density", "accuracy", "cycles")} for card in cards],
+    }
     with writing(report):
         curve_chart(figures, report)
     say(f"picture: {report}")
@@ -180,10 +218,17 @@ def accuracy(
     models: Annotated[list[Path], typer.Argument(help="QONNX models (.onnx) with their cards beside them")],
     data: DataName = "cifar10",
     folder: Folder = None,
-    compare: Annotated[int, typer.Option(min=0, help="images whose labels are also compared with qonnx, and with "
-                                         f"PyTorch (at most {LABELS}, if the card has its labels)")] = 0,
-    simulate: Annotated[int, typer.Option(min=0, help="images of which every layer is also compared on the simulated "
-                                          "hardware")] = 0,
+    compare: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="images whose labels are also compared with qonnx, and with "
+            f"PyTorch (at most {LABELS}, if the card has its labels)",
+        ),
+    ] = 0,
+    simulate: Annotated[
+        int, typer.Option(min=0, help="images of which every layer is also compared on the simulated hardware")
+    ] = 0,
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
     json_file: JsonFile = None,
@@ -224,12 +269,19 @@ def accuracy(
             with opened("sim", geometry, memory) as overlay:
                 equal = _same_layers(overlay, network, test.images[:simulate], model.stem)
             figures[model.stem] |= {"images_simulated": simulate, "every_layer_equal": equal}
-        table.add_row(model.stem, f"{figures[model.stem]['accuracy']:.2%}", f"{figures[model.stem]['density']:.2%}",
-                      "" if float_accuracy is None else f"{float_accuracy:.2%}")
+        table.add_row(
+            model.stem,
+            f"{figures[model.stem]['accuracy']:.2%}",
+            f"{figures[model.stem]['density']:.2%}",
+            "" if float_accuracy is None else f"{float_accuracy:.2%}",
+        )
     console.print(table)
     write_json(json_file, {"data": data, "models": figures})
-    different = [name for name, values in figures.items()
-                 if False in values.get("labels_equal", {}).values() or not values.get("every_layer_equal", True)]
+    different = [
+        name
+        for name, values in figures.items()
+        if False in values.get("labels_equal", {}).values() or not values.get("every_layer_equal", True)
+    ]
     if different:
         say(f"different: {', '.join(different)}", style="red")
         raise typer.Exit(1)
@@ -242,9 +294,11 @@ def _same_labels(model: Path, images: np.ndarray, labels: np.ndarray) -> dict[st
 
     inputs = images.astype(np.float32) / 256
     by_qonnx = qonnx_logits(model, inputs, batch=len(inputs)).argmax(1)
-    by_torch = np.array(_card(model).get("first_labels", ())[:len(images)])
-    return {"qonnx": bool((by_qonnx == labels).all()),
-            "pytorch": bool((by_torch == labels[:len(by_torch)]).all()) if len(by_torch) else None}
+    by_torch = np.array(_card(model).get("first_labels", ())[: len(images)])
+    return {
+        "qonnx": bool((by_qonnx == labels).all()),
+        "pytorch": bool((by_torch == labels[: len(by_torch)]).all()) if len(by_torch) else None,
+    }
 
 
 def _same_layers(overlay: SenteiOverlay, network: Network, images: np.ndarray, name: str) -> bool:
@@ -284,8 +338,10 @@ class _Run:
         try:
             from sentei.host.train import pipeline
         except ImportError as error:
-            raise InputError(f"training needs PyTorch and Brevitas ({error}): install the package's extra 'train', "
-                             "as `make setup-train` does") from error
+            raise InputError(
+                f"training needs PyTorch and Brevitas ({error}): install the package's extra 'train', "
+                "as `make setup-train` does"
+            ) from error
         from sentei.host.train.networks import NETWORKS
         from sentei.host.train.quantize import Precision
 
@@ -296,8 +352,10 @@ class _Run:
         self.work: Path = options["work"] / f"{self.network}-{options['data']}"
         self.resume: bool = options["resume"]
         if self.network not in NETWORKS:
-            raise InputError(f"the network must be one of {', '.join(NETWORKS)}, not {self.network!r}; "
-                             "for your own, see prune_and_retrain in sentei.host.train.pipeline")
+            raise InputError(
+                f"the network must be one of {', '.join(NETWORKS)}, not {self.network!r}; "
+                "for your own, see prune_and_retrain in sentei.host.train.pipeline"
+            )
         self.array = geometry = geometry_named(self.geometry)
         if self.memory not in MEMORY_MODELS:
             raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {self.memory!r}")
@@ -306,14 +364,18 @@ class _Run:
         self.data = DataSet(data.name, train, data.test, data.classes)
         layers: list[str] = options["layer"] or []
         self.plan = pipeline.Plan(
-            float_epochs=options["float_epochs"], float_cycles=options["float_cycles"],
+            float_epochs=options["float_epochs"],
+            float_cycles=options["float_cycles"],
             epochs=epochs_of(options["epochs"]),
             floors=dict(_layer_density(text) for text in layers if "=x" not in text),
             factors=dict(_layer_density(text.replace("=x", "=")) for text in layers if "=x" in text),
             group=options["group"] or geometry.group_columns,
-            aligned=not options["unstructured"], seed=options["seed"], holdout=options["holdout"],
+            aligned=not options["unstructured"],
+            seed=options["seed"],
+            holdout=options["holdout"],
             mirror=KINDS[data.name].mirror,
-            float_learning_rate=options["float_learning_rate"], learning_rate=options["learning_rate"],
+            float_learning_rate=options["float_learning_rate"],
+            learning_rate=options["learning_rate"],
             precision=Precision(**{name: options[name] for name in ("weights", "activations", "first", "last")}),
         )
         if options["restart"]:
@@ -340,8 +402,16 @@ class _Run:
             pass  # what measures cycles is there, before hours of training
         with _training_bar(epochs) as watch:
             yield from pipeline.prune_and_retrain(
-                network, self.data, keeps, self.plan, work=self.work, resume=self.resume,
-                pretrained=self.float_weights is not None, geometry=self.array, watch=watch)
+                network,
+                self.data,
+                keeps,
+                self.plan,
+                work=self.work,
+                resume=self.resume,
+                pretrained=self.float_weights is not None,
+                geometry=self.array,
+                watch=watch,
+            )
 
     def write(self, point: Point, path: Path) -> dict:
         """Export a point, measure it, and write its card; returns the card."""
@@ -382,8 +452,10 @@ class _Run:
             os.replace(draft, path)
             os.replace(written, path.with_suffix(".json"))
         held_out = "" if point.holdout_accuracy is None else f" ({point.holdout_accuracy:.2%} of those held out)"
-        say(f"{path}: {card['accuracy']:.2%}{held_out}, {point.float_accuracy:.2%} in float; {point.density:.3f} of "
-            f"the kernel elements, {card['cycles']} cycles\nfigures: {path.with_suffix('.json')}")
+        say(
+            f"{path}: {card['accuracy']:.2%}{held_out}, {point.float_accuracy:.2%} in float; {point.density:.3f} of "
+            f"the kernel elements, {card['cycles']} cycles\nfigures: {path.with_suffix('.json')}"
+        )
         return card
 
     def _cycles(self, model: Path) -> int:
@@ -429,10 +501,20 @@ def _training_bar(epochs: int):
             if not moment.step:  # a checkpoint: what it spares is no measure of speed
                 progress.reset(task, total=total, completed=completed)
                 return
-            progress.update(task, total=total, completed=completed, stage=moment.stage,
-                            epoch=f"{moment.epoch + 1}/{moment.epochs}", loss=loss, accuracy=accuracy, density=density)
+            progress.update(
+                task,
+                total=total,
+                completed=completed,
+                stage=moment.stage,
+                epoch=f"{moment.epoch + 1}/{moment.epochs}",
+                loss=loss,
+                accuracy=accuracy,
+                density=density,
+            )
             if moment.ends_epoch and not console.is_terminal:
-                say(f"{moment.stage}, epoch {moment.epoch + 1}/{moment.epochs}: loss {loss}, accuracy {accuracy}, "
-                    f"density {density}")
+                say(
+                    f"{moment.stage}, epoch {moment.epoch + 1}/{moment.epochs}: loss {loss}, accuracy {accuracy}, "
+                    f"density {density}"
+                )
 
         yield watch

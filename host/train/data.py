@@ -83,11 +83,13 @@ class Split:
     def __post_init__(self):
         images, labels = self.images, self.labels
         if images.dtype != np.uint8 or images.ndim != 4:
-            raise DatasetError(f"images must be uint8 (N, C, H, W), pixels from 0 to 255, not {images.dtype} "
-                               f"{images.shape}")
+            raise DatasetError(
+                f"images must be uint8 (N, C, H, W), pixels from 0 to 255, not {images.dtype} {images.shape}"
+            )
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-            raise DatasetError(f"labels must be int64 ({len(images)},), one for each image, not {labels.dtype} "
-                               f"{labels.shape}")
+            raise DatasetError(
+                f"labels must be int64 ({len(images)},), one for each image, not {labels.dtype} {labels.shape}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,8 +105,10 @@ class DataSet:
     def __post_init__(self):
         for split in (self.train, self.test):
             if not len(split) or not 0 <= split.labels.min() <= split.labels.max() < len(self.classes):
-                raise DatasetError(f"{self.name} must hold images whose labels are 0 to {len(self.classes) - 1}, one "
-                                   f"for each class, not {sorted(set(split.labels.tolist()))[:20]}")
+                raise DatasetError(
+                    f"{self.name} must hold images whose labels are 0 to {len(self.classes) - 1}, one "
+                    f"for each class, not {sorted(set(split.labels.tolist()))[:20]}"
+                )
 
     def digest(self) -> str:
         """SHA-256 of all images and labels."""
@@ -132,14 +136,16 @@ def load_split(kind: str, split: str, folder: str | os.PathLike[str] | None = No
     known = KINDS[kind]
     chosen = folder or os.environ.get(known.variable) or known.folder
     if chosen is None:
-        raise DatasetMissingError(f"no folder is named for {kind}: {known.source}; then name the folder, "
-                                  f"or set {known.variable} to it")
+        raise DatasetMissingError(
+            f"no folder is named for {kind}: {known.source}; then name the folder, or set {known.variable} to it"
+        )
     root = Path(chosen)
     try:
         return _cifar10(root, split) if kind == "cifar10" else _idx_split(root, split)
     except FileNotFoundError as error:
-        raise DatasetMissingError(f"{error.filename} does not exist: {known.source}; then name the folder, "
-                                  f"or set {known.variable} to it") from None
+        raise DatasetMissingError(
+            f"{error.filename} does not exist: {known.source}; then name the folder, or set {known.variable} to it"
+        ) from None
     except OSError as error:
         raise DatasetError(f"{error.filename or root} cannot be read: {error.strerror}") from error
 
@@ -151,26 +157,31 @@ def _cifar10(root: Path, split: str) -> Split:
     for path in [root / name for name in names]:
         raw = np.fromfile(path, np.uint8)
         if not raw.size or raw.size % record:
-            raise DatasetFormatError(f"{path} must hold records of {record} bytes, not {raw.size} bytes; "
-                                     "download the binary version again")
+            raise DatasetFormatError(
+                f"{path} must hold records of {record} bytes, not {raw.size} bytes; download the binary version again"
+            )
         parts.append(raw.reshape(-1, record))
     records = np.concatenate(parts)
     if records[:, 0].max() > 9:
-        raise DatasetFormatError(f"{root} must hold labels from 0 to 9, not {records[:, 0].max()}; "
-                                 "download the binary version again")
+        raise DatasetFormatError(
+            f"{root} must hold labels from 0 to 9, not {records[:, 0].max()}; download the binary version again"
+        )
     return Split(records[:, 1:].reshape(-1, *_CIFAR_SHAPE), records[:, 0].astype(np.int64))
 
 
 def _idx_split(root: Path, split: str) -> Split:
     prefix = "train" if split == "train" else "t10k"
-    images, labels = (load_idx(_plain_or_gz(root / f"{prefix}-{name}"))
-                      for name in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    images, labels = (
+        load_idx(_plain_or_gz(root / f"{prefix}-{name}")) for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    )
     if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise DatasetFormatError(f"{root} must hold (N, H, W) images and (N,) labels, "
-                                 f"not {images.shape} and {labels.shape}")
+        raise DatasetFormatError(
+            f"{root} must hold (N, H, W) images and (N,) labels, not {images.shape} and {labels.shape}"
+        )
     if not labels.size or labels.max() > 9:
-        raise DatasetFormatError(f"{root} must hold labels from 0 to 9, not {labels.max(initial=0)} among "
-                                 f"{labels.size}; download it again")
+        raise DatasetFormatError(
+            f"{root} must hold labels from 0 to 9, not {labels.max(initial=0)} among {labels.size}; download it again"
+        )
     return Split(images[:, None], labels.astype(np.int64))
 
 

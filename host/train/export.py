@@ -81,8 +81,10 @@ def freeze(network: fx.GraphModule) -> None:
                 setattr(module, name, Affine.from_batch_norm(child))
     for add in residual_adds(network):
         if add.output_scale != add.residual_scale:
-            raise ExportError(f"{add.norm}: the scale behind a residual addition must be the residual's, "
-                              f"{add.residual_scale}, not {add.output_scale}; quantize the network again")
+            raise ExportError(
+                f"{add.norm}: the scale behind a residual addition must be the residual's, "
+                f"{add.residual_scale}, not {add.output_scale}; quantize the network again"
+            )
         avoid_ties(cast(Affine, network.get_submodule(add.norm)), add.sum_scale, add.output_scale)
 
 

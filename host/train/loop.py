@@ -163,7 +163,9 @@ def fit(
     plain = [p for p in trained if p.dim() <= 1]
     optimizer = torch.optim.SGD(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.learning_rate, momentum=_MOMENTUM, nesterov=True,
+        lr=recipe.learning_rate,
+        momentum=_MOMENTUM,
+        nesterov=True,
     )
     settings = identity(settings, seed, stage, recipe)
     steps = max(1, len(train) // recipe.batch)
@@ -175,14 +177,16 @@ def fit(
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint} must be of the same network: {first_line(error)}; {OTHER_RUN}"
-                                  ) from error
+            raise CheckpointError(
+                f"{checkpoint} must be of the same network: {first_line(error)}; {OTHER_RUN}"
+            ) from error
         done, seconds, reached = state["epochs"], state["seconds"], state["accuracy"]
         watch(Moment(stage, done, recipe.epochs, 0, steps, math.nan, reached))
 
     def remedy(epochs: int) -> str:
         return f"lower the learning rate ({recipe.learning_rate})" + (
-            f"; {checkpoint} holds {epochs} epochs" if checkpoint else "")
+            f"; {checkpoint} holds {epochs} epochs" if checkpoint else ""
+        )
 
     for epoch in range(done, recipe.epochs):
         start = time.monotonic()
@@ -196,12 +200,13 @@ def fit(
             before_step(progress)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = recipe.learning_rate * one_cycle(progress)
-            chosen = order[step * recipe.batch:(step + 1) * recipe.batch].to(train.images.device)
+            chosen = order[step * recipe.batch : (step + 1) * recipe.batch].to(train.images.device)
             inputs = to_input(augment(train.images[chosen], recipe.max_shift, recipe.mirror, generator))
             loss = _loss(network, teacher, inputs, train.labels[chosen], recipe)
             if not math.isfinite(value := loss.item()):
-                raise TrainingError(f"{stage}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; "
-                                    f"{remedy(epoch)}")
+                raise TrainingError(
+                    f"{stage}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; {remedy(epoch)}"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -214,8 +219,16 @@ def fit(
         seconds += time.monotonic() - start
         if checkpoint:
             save_checkpoint(
-                {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings,
-                 "epochs": epoch + 1, "seconds": seconds, "accuracy": reached}, checkpoint)
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "settings": settings,
+                    "epochs": epoch + 1,
+                    "seconds": seconds,
+                    "accuracy": reached,
+                },
+                checkpoint,
+            )
     return seconds
 
 
@@ -232,8 +245,11 @@ def check_settings(path: Path, state: Mapping, settings: Mapping[str, object], u
     found = state.get("settings")
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{path} is no checkpoint of this program: it does not say of which run it is")
-    different = [f"{name} is {found.get(name)!r} there and {settings.get(name)!r} here"
-                 for name in sorted({*found, *settings} - {unknown}) if found.get(name) != settings.get(name)]
+    different = [
+        f"{name} is {found.get(name)!r} there and {settings.get(name)!r} here"
+        for name in sorted({*found, *settings} - {unknown})
+        if found.get(name) != settings.get(name)
+    ]
     if different:
         raise CheckpointError(f"{path} is of another run: {'; '.join(different)}. {OTHER_RUN.capitalize()}")
 
@@ -321,5 +337,7 @@ def save_checkpoint(state: Mapping[str, object], path: Path) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}; what it held before is intact. "
-                              "Make room, or choose another folder, and use --resume") from error
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror}; what it held before is intact. "
+            "Make room, or choose another folder, and use --resume"
+        ) from error

@@ -85,8 +85,9 @@ class Plan:
 
     def settings(self) -> dict[str, object]:
         mappings = {"floors": self.floors, "factors": self.factors}
-        return asdict(self) | {key: {name: str(number) for name, number in mapping.items()}
-                               for key, mapping in mappings.items()}
+        return asdict(self) | {
+            key: {name: str(number) for name, number in mapping.items()} for key, mapping in mappings.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,22 @@ def prune_and_retrain(
     structure = f"{network}{untrained.code}"
     run = {"data": data.name, "images": data.digest(), "network": hashlib.sha256(structure.encode()).hexdigest()}
     floats = [] if pretrained else _float_stages(plan, run)
-    densities = [_density_stages(plan, keeps[:index + 1], run) for index in range(len(keeps))]
+    densities = [_density_stages(plan, keeps[: index + 1], run) for index in range(len(keeps))]
     if work:
         _check_checkpoints(work, floats, [stage for stages in densities for stage in stages], resume)
     for stage in floats:
-        fit(teacher, train, shown, stage.recipe, seed=stage.seed, stage=stage.name,
-            checkpoint=work and work / stage.file, settings=stage.settings, resume=resume, watch=watch)
+        fit(
+            teacher,
+            train,
+            shown,
+            stage.recipe,
+            seed=stage.seed,
+            stage=stage.name,
+            checkpoint=work and work / stage.file,
+            settings=stage.settings,
+            resume=resume,
+            watch=watch,
+        )
     float_accuracy = accuracy(teacher, test)
     student, pruner = _prunable(teacher, train, keeps, plan)
     taught = {TEACHER: _digest(teacher)}
@@ -165,8 +176,16 @@ def prune_and_retrain(
         pruner.begin(keep)
         for stage in stages:
             seconds += fit(
-                student, train, shown, stage.recipe, seed=stage.seed, stage=stage.name, teacher=teacher,
-                checkpoint=work and work / stage.file, settings={**stage.settings, **taught}, resume=resume,
+                student,
+                train,
+                shown,
+                stage.recipe,
+                seed=stage.seed,
+                stage=stage.name,
+                teacher=teacher,
+                checkpoint=work and work / stage.file,
+                settings={**stage.settings, **taught},
+                resume=resume,
                 before_step=lambda progress: pruner.update(progress / PRUNING_SHARE),
                 watch=lambda moment: watch(replace(moment, density=pruner.density())),
             )
@@ -175,15 +194,27 @@ def prune_and_retrain(
         estimate_norms(finished, _as_trained(train, plan))
         remove_parametrizations(finished)
         freeze(finished)
-        yield Point(keep, pruner.density(), pruner.densities(), finished, accuracy(finished, test), float_accuracy,
-                    accuracy(finished, shown) if plan.holdout else None, seconds)
+        yield Point(
+            keep,
+            pruner.density(),
+            pruner.densities(),
+            finished,
+            accuracy(finished, test),
+            float_accuracy,
+            accuracy(finished, shown) if plan.holdout else None,
+            seconds,
+        )
 
 
 def _float_stages(plan: Plan, run: Mapping[str, object]) -> list[Stage]:
     return [
-        Stage("float" + (f", cycle {cycle + 1}" if cycle else ""), "float" + (f"-{cycle + 1}.pt" if cycle else ".pt"),
-              _recipe(plan, plan.float_epochs, plan.float_learning_rate / 2**cycle), plan.seed + 1000 * cycle,
-              {**run, "holdout": plan.holdout})
+        Stage(
+            "float" + (f", cycle {cycle + 1}" if cycle else ""),
+            "float" + (f"-{cycle + 1}.pt" if cycle else ".pt"),
+            _recipe(plan, plan.float_epochs, plan.float_learning_rate / 2**cycle),
+            plan.seed + 1000 * cycle,
+            {**run, "holdout": plan.holdout},
+        )
         for cycle in range(plan.float_cycles)
     ]
 
@@ -194,13 +225,24 @@ def _density_stages(plan: Plan, keeps: Sequence[Fraction], run: Mapping[str, obj
     before = [plan.epochs_of(done) for done in range(index)]
     cycles = plan.epochs_of(index)
     return [
-        Stage(f"keep {keep}" + (f", cycle {cycle + 1}" if cycle else ""),
-              f"keep-{str(keep).replace('/', '-')}" + (f"-{cycle + 1}.pt" if cycle else ".pt"),
-              _recipe(plan, epochs, plan.learning_rate / 2**cycle, distillation=plan.distillation,
-                      weight_decay=plan.weight_decay / 10),
-              plan.seed + 1 + index + 1000 * cycle,
-              {**plan.settings(), **run, "keeps": [str(done) for done in keeps],
-               "epochs_before": [*before, cycles[:cycle]]})
+        Stage(
+            f"keep {keep}" + (f", cycle {cycle + 1}" if cycle else ""),
+            f"keep-{str(keep).replace('/', '-')}" + (f"-{cycle + 1}.pt" if cycle else ".pt"),
+            _recipe(
+                plan,
+                epochs,
+                plan.learning_rate / 2**cycle,
+                distillation=plan.distillation,
+                weight_decay=plan.weight_decay / 10,
+            ),
+            plan.seed + 1 + index + 1000 * cycle,
+            {
+                **plan.settings(),
+                **run,
+                "keeps": [str(done) for done in keeps],
+                "epochs_before": [*before, cycles[:cycle]],
+            },
+        )
         for cycle, epochs in enumerate(cycles)
     ]
 
@@ -214,11 +256,14 @@ def _check_checkpoints(work: Path, floats: Sequence[Stage], densities: Sequence[
             complete = complete and not stage.recipe.epochs
             continue
         if not resume:
-            raise CheckpointError(f"{path} is there already, from an earlier run: continue it (--resume), name another "
-                                  "folder (--work), or begin anew (--restart)")
+            raise CheckpointError(
+                f"{path} is there already, from an earlier run: continue it (--resume), name another "
+                "folder (--work), or begin anew (--restart)"
+            )
         if not complete:
-            raise CheckpointError(f"{path} is there, but what comes before it has not been trained to its end; "
-                                  f"{OTHER_RUN}")
+            raise CheckpointError(
+                f"{path} is there, but what comes before it has not been trained to its end; {OTHER_RUN}"
+            )
         state = load_checkpoint(path, torch.device("cpu"))
         check_settings(path, state, stage.identity(), unknown=TEACHER)
         complete = state["epochs"] >= stage.recipe.epochs
@@ -279,10 +324,14 @@ def _splits(data: DataSet, holdout: int, device: torch.device) -> tuple[Images, 
     if not 0 <= holdout < len(data.train):
         raise DatasetError(f"{holdout} of {len(data.train)} training images cannot be held out; some must be left")
     if len(data.train) > CALIBRATION_IMAGES and len(set(data.train.labels[:CALIBRATION_IMAGES].tolist())) == 1:
-        raise DatasetError(f"the first {CALIBRATION_IMAGES} training images, which scales are chosen by, are all of "
-                           "one class; shuffle them")
+        raise DatasetError(
+            f"the first {CALIBRATION_IMAGES} training images, which scales are chosen by, are all of "
+            "one class; shuffle them"
+        )
     if not holdout:
         return Images(data.train, device), Images(data.test, device)
     kept = len(data.train) - holdout
-    return (Images(Split(data.train.images[:kept], data.train.labels[:kept]), device),
-            Images(Split(data.train.images[kept:], data.train.labels[kept:]), device))
+    return (
+        Images(Split(data.train.images[:kept], data.train.labels[:kept]), device),
+        Images(Split(data.train.images[kept:], data.train.labels[kept:]), device),
+    )

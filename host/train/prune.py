@@ -93,14 +93,23 @@ class Pruner:
     :func:`sentei.host.train.quantize.remove_parametrizations` on what is exported.
     """
 
-    def __init__(self, network: nn.Module, group: int, floors: Mapping[str, Fraction] | None = None,
-                 aligned: bool = True, factors: Mapping[str, Fraction] | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        group: int,
+        floors: Mapping[str, Fraction] | None = None,
+        aligned: bool = True,
+        factors: Mapping[str, Fraction] | None = None,
+    ):
         self.aligned = aligned
         convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
         if not convolutions:
             raise PruneError("the network has no convolution: nothing to prune")
-        whole = {name for name, layer in convolutions.items()
-                 if layer.groups != 1 or layer.out_channels % min(group, layer.out_channels)}
+        whole = {
+            name
+            for name, layer in convolutions.items()
+            if layer.groups != 1 or layer.out_channels % min(group, layer.out_channels)
+        }
 
         def matching(pattern: str, pruned: bool) -> list[str]:
             """Names of layers. PruneError if there is none, or one that cannot be pruned."""
@@ -108,8 +117,10 @@ class Pruner:
             if not names:
                 raise PruneError(f"layer {pattern!r}: the name must match one of {', '.join(convolutions)}")
             if pruned and whole.intersection(names):
-                raise PruneError(f"{', '.join(sorted(whole.intersection(names)))}: a layer whose output channels do "
-                                 f"not divide into blocks of {group}, or that has groups, keeps all; leave it out")
+                raise PruneError(
+                    f"{', '.join(sorted(whole.intersection(names)))}: a layer whose output channels do "
+                    f"not divide into blocks of {group}, or that has groups, keeps all; leave it out"
+                )
             return names
 
         self.floors: dict[str, float] = {}
@@ -129,8 +140,10 @@ class Pruner:
         self.layers = {name: layer for name, layer in convolutions.items() if self.floors.get(name) != 1.0}
         self.elements = {name: layer.weight.numel() for name, layer in convolutions.items()}
         self.weights = {name: layer.weight for name, layer in self.layers.items()}
-        self.masks = {name: SlotMask(layer.weight, min(group, layer.out_channels) if aligned else 1)
-                      for name, layer in self.layers.items()}
+        self.masks = {
+            name: SlotMask(layer.weight, min(group, layer.out_channels) if aligned else 1)
+            for name, layer in self.layers.items()
+        }
         for name, layer in self.layers.items():
             parametrize.register_parametrization(layer, "weight", self.masks[name])
         self.start = self.target = self.densities()
@@ -146,8 +159,10 @@ class Pruner:
             return sum(of_layer(name, density) * count for name, count in self.elements.items()) / total
 
         if not of_network(0.0) < keep < 1 and keep != 1:
-            raise PruneError(f"the network's density must be above {of_network(0.0):.4f}, what the layers that are not "
-                             f"pruned as far hold, and at most 1, not {keep}")
+            raise PruneError(
+                f"the network's density must be above {of_network(0.0):.4f}, what the layers that are not "
+                f"pruned as far hold, and at most 1, not {keep}"
+            )
         if keep == 1:
             return dict.fromkeys(self.layers, 1.0)
         low, high = 0.0, 1.0 / min([1.0, *self.factors.values()])

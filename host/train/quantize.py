@@ -130,8 +130,11 @@ class ActivationQuantizer(QuantIdentity):
     """Quantizes a tensor to unsigned or signed integers times a power of two."""
 
     def __init__(self, bits: int, signed: bool, scale: float):
-        super().__init__(act_quant=(SignedActivation if signed else UnsignedActivation).let(
-            bit_width=bits, scaling_init=scale * 2 ** (bits - signed)))
+        super().__init__(
+            act_quant=(SignedActivation if signed else UnsignedActivation).let(
+                bit_width=bits, scaling_init=scale * 2 ** (bits - signed)
+            )
+        )
         self.scale = scale
 
 
@@ -314,8 +317,9 @@ class _Quantization:
     `stream_scales` gives the scales of streams; the others take that of their first value.
     """
 
-    def __init__(self, traced: fx.GraphModule, calibration: Tensor, precision: Precision,
-                 stream_scales: dict[str, float]):
+    def __init__(
+        self, traced: fx.GraphModule, calibration: Tensor, precision: Precision, stream_scales: dict[str, float]
+    ):
         self.traced, self.calibration, self.precision = traced, calibration, precision
         self.stream_scales = dict(stream_scales)
         layers = [node for node in traced.graph.nodes if isinstance(module_of(node), nn.Conv2d | nn.Linear)]
@@ -370,8 +374,10 @@ class _Quantization:
             self._execute(node)
         else:
             what = type(module).__name__ if module is not None else getattr(called, "__name__", str(called))
-            raise UnsupportedNetworkError(f"{node.name}: {what} cannot be quantized; convolutions, batch norms, ReLU, "
-                                          "additions, pooling and linear layers can")
+            raise UnsupportedNetworkError(
+                f"{node.name}: {what} cannot be quantized; convolutions, batch norms, ReLU, "
+                "additions, pooling and linear layers can"
+            )
 
     def _execute(self, node: fx.Node) -> None:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: self.values[value])
@@ -421,8 +427,13 @@ class _Quantization:
 
     def _layer(self, node: fx.Node, layer: nn.Conv2d | nn.Linear) -> None:
         self._quantize_operand(node)
-        bits = (self.precision.first if node is self.first
-                else self.precision.last if node is self.last else self.precision.weights)
+        bits = (
+            self.precision.first
+            if node is self.first
+            else self.precision.last
+            if node is self.last
+            else self.precision.weights
+        )
         norm = norm_behind(node)
         if norm is None:
             scale = best_power_of_two(layer.weight, bits, True, True)
@@ -433,11 +444,20 @@ class _Quantization:
             quantized: nn.Module = QuantLinear(layer.in_features, layer.out_features, False, weight_quant=quantizer)
         elif layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             quantized = QuantConv2d(
-                layer.in_channels, layer.out_channels, cast(Any, layer.kernel_size), cast(Any, layer.stride),
-                cast(Any, layer.padding), cast(Any, layer.dilation), layer.groups, bias=False, weight_quant=quantizer)
+                layer.in_channels,
+                layer.out_channels,
+                cast(Any, layer.kernel_size),
+                cast(Any, layer.stride),
+                cast(Any, layer.padding),
+                cast(Any, layer.dilation),
+                layer.groups,
+                bias=False,
+                weight_quant=quantizer,
+            )
         else:
-            raise UnsupportedNetworkError(f"{node.name}: padding must be numbers of zeros, "
-                                          f"not {layer.padding_mode} {layer.padding}")
+            raise UnsupportedNetworkError(
+                f"{node.name}: padding must be numbers of zeros, not {layer.padding_mode} {layer.padding}"
+            )
         cast(nn.Parameter, quantized.weight).copy_(layer.weight)
         quantized = quantized.to(self.calibration.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.traced.set_submodule(str(node.target), quantized)
@@ -458,8 +478,10 @@ class _Quantization:
         operands = [value for value in node.args if isinstance(value, fx.Node)]
         sums = [value for value in operands if isinstance(module_of(value), nn.BatchNorm2d) and _kernel_size(value)]
         if len(operands) != 2 or not sums:
-            raise UnsupportedNetworkError(f"{node.name}: one operand of an addition must be a convolution with a "
-                                          "batch norm behind it, the other a tensor")
+            raise UnsupportedNetworkError(
+                f"{node.name}: one operand of an addition must be a convolution with a "
+                "batch norm behind it, the other a tensor"
+            )
         kept = max(sums, key=_kernel_size)
         other = operands[1] if operands[0] is kept else operands[0]
         if other not in self.quantized:
@@ -515,11 +537,18 @@ def residual_adds(network: fx.GraphModule) -> list[ResidualAdd]:
             before = cast(ActivationQuantizer, _quantizer_before(operand(layer)))
             behind = [module for user in node.users if isinstance(module := module_of(user), ActivationQuantizer)]
             if not behind:
-                raise UnsupportedNetworkError(f"{node.name}: a ReLU, a pooling, a convolution or another addition must "
-                                              "read the sum, at once")
+                raise UnsupportedNetworkError(
+                    f"{node.name}: a ReLU, a pooling, a convolution or another addition must read the sum, at once"
+                )
             different = [quantizer.scale for quantizer in behind if quantizer.scale != residual.scale]
-            found.append(ResidualAdd(str(norm.target), float(weight.scale) * before.scale, residual.scale,
-                                     different[0] if different else residual.scale))
+            found.append(
+                ResidualAdd(
+                    str(norm.target),
+                    float(weight.scale) * before.scale,
+                    residual.scale,
+                    different[0] if different else residual.scale,
+                )
+            )
     return found
 
 
