@@ -37,7 +37,7 @@ test: setup ## check style and types, and run every test (those of the training 
 	$(VENV)/bin/python -m pytest -rs
 
 test-train: setup-train ## run the training tests, which need PyTorch
-	$(VENV)/bin/python -m pytest -rs tests/test_train.py tests/test_train_commands.py
+	$(VENV)/bin/python -m pytest -rs tests/train/test_train.py tests/train/test_train_commands.py
 
 accuracy: setup ## accuracy of the CIFAR-10 models, all test images (CIFAR10=folder of its binary version): reports/accuracy.json
 	$(VENV)/bin/sentei accuracy models/resnet*-c10-*.onnx --data cifar10 --folder $(CIFAR10) \
@@ -53,7 +53,7 @@ lint: setup ## check style, format and types
 	$(VENV)/bin/mypy
 
 area: setup ## measure the engine's area on an ECP5, block by block, in some minutes
-	$(VENV)/bin/python -m sentei.boards.area --json build/area/area.json
+	$(VENV)/bin/python -m sentei.boards.ecp5.area --json build/area/area.json
 
 ulx3s-12f: setup ## bitstream for the smallest ULX3S, in some minutes: build/ulx3s-12F
 	$(VENV)/bin/sentei build ulx3s --device 12F --report reports/boards.json
@@ -62,7 +62,7 @@ ulx3s-85f: setup ## bitstream with the whole 32x32 array, in an hour or two: bui
 	$(VENV)/bin/sentei build ulx3s --device 85F --report reports/boards.json
 
 resources: setup ## cells of the Xilinx boards' SoCs by yosys, in some minutes: reports/boards.json
-	$(VENV)/bin/python -m sentei.boards.vivado pynq_z2 arty_a7 --report reports/boards.json
+	$(VENV)/bin/python -m sentei.boards.xilinx.vivado pynq_z2 arty_a7 --report reports/boards.json
 
 bridge: setup ## 1,000 inferences over the serial bridge to a simulated SoC: reports/bridge.json
 	$(VENV)/bin/python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json

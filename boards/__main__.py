@@ -26,7 +26,7 @@ def board_named(name: str):
     if name not in BOARDS:
         raise InputError(f"board must be sim or one of {', '.join(BOARDS)}, not {name!r}")
     try:
-        return importlib.import_module(f"sentei.boards.{name}").BOARD
+        return importlib.import_module(BOARDS[name]).BOARD
     except ImportError as error:
         raise InputError(
             f"building needs a package that is not installed ({error}): pip install "

@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sentei.gateware.engine import Engine
+from sentei.gateware.engine.engine import Engine
 from sentei.gateware.firmware import BuildError
-from sentei.gateware.soc import SenteiSoC
+from sentei.gateware.soc.soc import SenteiSoC
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.hwh import hardware_description
 from sentei.overlay.manifest import Manifest, MemoryModel, sha256_of

@@ -23,10 +23,10 @@ from litex.gen import LiteXModule
 from litex.soc.cores.uart import RS232PHYModel
 from migen import ClockDomain, Signal
 
-from sentei.gateware import simulation
-from sentei.gateware.dram import DRAM
-from sentei.gateware.memory import SimulatedMemory
-from sentei.gateware.soc import MAIN_RAM_BASE, SenteiSoC
+from sentei.gateware.soc.dram import DRAM
+from sentei.gateware.soc.simulated_memory import SimulatedMemory
+from sentei.gateware.soc.soc import MAIN_RAM_BASE, SenteiSoC
+from sentei.gateware.tools import verilator
 from sentei.overlay.errors import InputError
 from sentei.overlay.geometry import PRESETS, Geometry
 from sentei.overlay.hwh import hardware_description
@@ -145,7 +145,8 @@ def build(
 ) -> Path:
     """Build the simulator, or find it already built; returns the manifest's path.
 
-    `engine` stands in for sentei.gateware.packed.PackedEngine. `fast=False` compiles sooner and simulates slower.
+    `engine` stands in for sentei.gateware.technologies.packed.PackedEngine. `fast=False` compiles sooner and simulates
+    slower.
     """
     name = geometry if isinstance(geometry, str) else f"{geometry.lanes}x{geometry.columns}"
     if isinstance(geometry, str):
@@ -157,7 +158,7 @@ def build(
             raise InputError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {memory!r}")
         memory = MEMORY_MODELS[memory]
     if engine is None:
-        from sentei.gateware.packed import PackedEngine as engine
+        from sentei.gateware.technologies.packed import PackedEngine as engine
     directory = Path(output or f"build/sim/{name}-{memory.name}").resolve()
     options = {
         "geometry": geometry.to_dict(),
@@ -166,8 +167,8 @@ def build(
         "engine": f"{engine.__module__}.{engine.__qualname__}",
         "fast": fast,
     }
-    inputs = simulation.digest(options, (Path(__file__), Path(inspect.getfile(engine))))
-    with simulation.locked(directory):
+    inputs = verilator.digest(options, (Path(__file__), Path(inspect.getfile(engine))))
+    with verilator.locked(directory):
         try:
             manifest = Manifest.load(directory)
             if manifest.inputs == inputs and all(manifest.file(role) for role in manifest.files):
@@ -181,7 +182,7 @@ def _build(name, geometry, memory, engine, fast, jobs, directory: Path, inputs: 
     work = directory / "work"
     work.mkdir(exist_ok=True)
     soc, platform = make_soc(geometry, memory, engine, work)
-    library = simulation.compile_library(simulation.write_verilog(soc, platform, work), work, directory, fast, jobs)
+    library = verilator.compile_library(verilator.write_verilog(soc, platform, work), work, directory, fast, jobs)
     description, bit = directory / "sentei.hwh", directory / "sentei.bit"
     description.write_text(hardware_description(soc.addresses["engine"], soc.addresses["interrupts"], CLOCK_HZ))
     bit.write_bytes(BIT_CONTENT)
@@ -201,7 +202,7 @@ def _build(name, geometry, memory, engine, fast, jobs, directory: Path, inputs: 
 
 
 def main() -> None:
-    from sentei.gateware.control import ControlEngine
+    from sentei.gateware.technologies.control import ControlEngine
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", default="32x32", choices=list(PRESETS), help="size of the engine")

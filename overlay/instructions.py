@@ -30,7 +30,8 @@ FORMAT_VERSION = 3
 NIBBLE_SHIFT = 4  # joining nibble passes: partial * 16 + accumulator
 EPOCH_BITS = 10
 
-# Requantizing (gateware/lanes.py): a binary search among 31 thresholds, of which the first step compares with the 16th.
+# Requantizing (gateware/technologies/lanes.py): a binary search among 31 thresholds, of which the first step compares
+# with the 16th.
 SEARCH_LEVELS = 4  # steps after the first
 THRESHOLDS = (2 << SEARCH_LEVELS) - 1
 CARRY_BITS = (2 << SEARCH_LEVELS) - 2

@@ -19,12 +19,12 @@ import numpy as np
 
 from sentei.boards.sim import build
 from sentei.driver import SenteiOverlay
-from sentei.gateware.control import ControlEngine
-from sentei.host.compiler import compile_network
-from sentei.host.console import say, step
-from sentei.host.frontend import load
-from sentei.host.ir import Conv, Network, Pads, Requantize, Shape, Tensor
-from sentei.host.measure import benchmark
+from sentei.gateware.technologies.control import ControlEngine
+from sentei.host.apps.console import say, step
+from sentei.host.apps.measure import benchmark
+from sentei.host.compiler.compile import compile_network
+from sentei.host.frontend.importer import load
+from sentei.host.network.ir import Conv, Network, Pads, Requantize, Shape, Tensor
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS, Geometry
 from sentei.overlay.instructions import THRESHOLDS

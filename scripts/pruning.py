@@ -22,13 +22,14 @@ from unittest.mock import patch
 import torch
 
 from sentei.driver import SenteiOverlay
-from sentei.host import reference
-from sentei.host.compiler import compile_network
-from sentei.host.console import say, step
-from sentei.host.frontend import load
-from sentei.host.measure import benchmark
-from sentei.host.target import build_simulator
-from sentei.host.train import data, pipeline
+from sentei.host.apps.console import say, step
+from sentei.host.apps.measure import benchmark
+from sentei.host.apps.target import build_simulator
+from sentei.host.compiler.compile import compile_network
+from sentei.host.datasets import data
+from sentei.host.frontend.importer import load
+from sentei.host.network import reference
+from sentei.host.train import pipeline
 from sentei.host.train.export import export
 from sentei.host.train.networks import NETWORKS
 from sentei.host.train.quantize import Precision

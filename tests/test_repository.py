@@ -103,7 +103,7 @@ def test_no_part_imports_what_it_must_not(part):
         ("gateware", "from sentei import host", ["sentei.host"]),
         ("gateware", "from litex.soc.interconnect import stream\nfrom migen import *", []),
         ("boards", "from sentei.driver.simulator import Simulator", ["sentei.driver.simulator"]),
-        ("driver", "import_module('sentei.host.ir')", ["sentei.host.ir"]),
+        ("driver", "import_module('sentei.host.network.ir')", ["sentei.host.network.ir"]),
         ("driver", "import pynq, numpy, migen", ["migen"]),
         ("host", "import torch\nfrom litex.build.sim import SimPlatform", ["litex.build.sim"]),
         ("host", "import_module('sentei.boards.sim')", ["sentei.boards.sim"]),

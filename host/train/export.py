@@ -23,9 +23,9 @@ from qonnx.util.cleanup import cleanup_model
 from torch import Tensor, fx, nn
 from torch.onnx import OnnxExporterError
 
-from sentei.host.compiler import compile_network
+from sentei.host.compiler.compile import compile_network
 from sentei.host.errors import InexactModel
-from sentei.host.frontend import load
+from sentei.host.frontend.importer import load
 from sentei.host.train.loop import first_line
 from sentei.host.train.quantize import remove_parametrizations, residual_adds
 from sentei.overlay.errors import SenteiError

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sentei.host.train.data import Split
+from sentei.host.datasets.data import Split
 from sentei.overlay.errors import SenteiError
 
 PIXEL_SCALE = 2.0**-8

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from sentei.host.train.data import DataSet, DatasetError, Split
+from sentei.host.datasets.data import DataSet, DatasetError, Split
 from sentei.host.train.export import check_supported, freeze
 from sentei.host.train.loop import (
     OTHER_RUN,

@@ -1,0 +1,123 @@
+"""Elementwise operators: each appends one float32 step to a stream's chain, or adds a second tensor to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
+from sentei.host.frontend.float_chain import AddTensor, Clamp, Divide, Offset, Scale
+from sentei.host.frontend.model_file import Node
+from sentei.host.frontend.translator import Translator, channels_of
+from sentei.host.frontend.values import QUANTIZE_IT, Stream
+
+
+def add(translator: Translator, node: Node) -> Stream:
+    if not all(isinstance(translator.values[name], Stream) for name in node.inputs):
+        index = 0 if isinstance(translator.values[node.inputs[0]], Stream) else 1
+        stream = translator.bare_stream(node, index)
+        return stream.then(Offset(translator.per_channel(node, 1 - index, stream)))
+    return add_residual(translator, node, translator.bare_stream(node, 0), translator.bare_stream(node, 1))
+
+
+def add_residual(translator: Translator, node: Node, left: Stream, right: Stream) -> Stream:
+    """One side becomes the operator's residual: a stored tensor of at most 4 bits. The other is the accumulator."""
+    if left.shape != right.shape or left.flat != right.flat:
+        shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
+        raise UnsupportedOperator(f"{node}: adds activations of shapes {shapes}, which must be equal: broadcast no map")
+    sides = ((left, right), (right, left))
+    pair = next((pair for pair in sides if translator.may_be_residual(pair[1])), None)
+    if pair is None and (stored := next((pair for pair in sides if pair[1].stored_maximum), None)):
+        pair = stored[0], translator.builder.as_plain(stored[1], str(node))
+    if pair is None:
+        raise UnsupportedOperator(
+            f"{node}: adds the unquantized results of {left.label} and {right.label}: one of the two must be a "
+            f"quantized tensor of at most 4 bits: {QUANTIZE_IT}"
+        )
+    main, residual = pair
+    if main.chain.residual is not None or main.maximum is not None:
+        what = "to another unquantized addition" if main.maximum is None else "to a MaxPool of unquantized values"
+        raise UnsupportedOperator(f"{node}: adds {what}: {QUANTIZE_IT}")
+    return replace(main.then(AddTensor(residual.source, residual.chain)), label=str(node))
+
+
+def sub(translator: Translator, node: Node) -> Stream:
+    require_one_stream(translator, node)
+    if isinstance(translator.values[node.inputs[0]], Stream):
+        stream = translator.bare_stream(node)
+        return stream.then(Offset(-translator.per_channel(node, 1, stream)))
+    stream = translator.bare_stream(node, 1)
+    constant = translator.per_channel(node, 0, stream)
+    # c - x and -x + c are the same float32 operation.
+    return stream.then(Scale(np.full_like(constant, -1)), Offset(constant))
+
+
+def mul(translator: Translator, node: Node) -> Stream:
+    require_one_stream(translator, node)
+    index = 0 if isinstance(translator.values[node.inputs[0]], Stream) else 1
+    stream = translator.bare_stream(node, index)
+    return stream.then(Scale(translator.per_channel(node, 1 - index, stream)))
+
+
+def div(translator: Translator, node: Node) -> Stream:
+    require_one_stream(translator, node)
+    if not isinstance(translator.values[node.inputs[0]], Stream):
+        raise UnsupportedOperator(f"{node}: divides a constant by activations: only division by constants is supported")
+    stream = translator.bare_stream(node)
+    divisor = translator.per_channel(node, 1, stream)
+    if not divisor.all():
+        raise UnsupportedAttribute(f"{node}: divides by zero: use finite constants")
+    return stream.then(Divide(divisor))
+
+
+def neg(translator: Translator, node: Node) -> Stream:
+    stream = translator.bare_stream(node)
+    return stream.then(Scale(np.full(stream.shape.channels, -1, np.float32)))
+
+
+def require_one_stream(translator: Translator, node: Node) -> None:
+    if all(isinstance(translator.values[name], Stream) for name in node.inputs):
+        raise UnsupportedOperator(f"{node}: {node.op_type} of two activations is not supported: only Add is")
+
+
+def batch_normalization(translator: Translator, node: Node) -> Stream:
+    """y = x * factor + offset, with onnxruntime's own float32 rounding of both (on x86-64, which fuses no addition)."""
+    stream = translator.bare_stream(node)
+    if node.attributes.get("training_mode", 0):
+        raise UnsupportedAttribute(f"{node}: training_mode must be 0, not 1: export the model in evaluation mode")
+    gamma, beta, mean, variance = (
+        translator.array(node, index, "statistics").astype(np.float32) for index in range(1, 5)
+    )
+    epsilon = np.float32(node.attributes.get("epsilon", 1e-5))
+    factor = (np.float32(1) / np.sqrt(variance + epsilon)) * gamma
+    trailing = () if stream.flat else (1, 1)
+    parts = [channels_of(node, part.reshape(-1, *trailing), stream) for part in (factor, beta - mean * factor)]
+    return stream.then(Scale(parts[0]), Offset(parts[1]))
+
+
+def relu(translator: Translator, node: Node) -> Stream:
+    return translator.bare_stream(node).then(Clamp(np.float32(0), np.float32(np.inf)))
+
+
+def clip(translator: Translator, node: Node) -> Stream:
+    limits = []
+    for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
+        array = translator.array(node, index, name)
+        limits.append(np.float32(node.attributes.get(name, default) if array is None else array.reshape(-1)[0]))
+    if not limits[0] <= limits[1]:
+        raise UnsupportedAttribute(f"{node}: min must not exceed max, not {limits[0]} and {limits[1]}")
+    return translator.bare_stream(node).then(Clamp(*limits))
+
+
+HANDLERS: dict[str, Callable[[Translator, Node], Stream]] = {
+    "Add": add,
+    "BatchNormalization": batch_normalization,
+    "Clip": clip,
+    "Div": div,
+    "Mul": mul,
+    "Neg": neg,
+    "Relu": relu,
+    "Sub": sub,
+}

@@ -1,0 +1,146 @@
+"""Pools and padding: maxima, averages as sums and a division, zeros merged into the operator that reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
+from sentei.host.frontend.float_chain import Divide
+from sentei.host.frontend.model_file import Node
+from sentei.host.frontend.translator import Translator, resolve_pads
+from sentei.host.frontend.values import QUANTIZE_IT, Stream
+from sentei.host.network.ir import Pads, Pool, Shape
+
+
+def max_pool(translator: Translator, node: Node) -> Stream:
+    stream = pooled_stream(translator, node)
+    if len(node.outputs) > 1 and any(node.outputs[1:]):
+        raise UnsupportedAttribute(f"{node}: output Indices is not supported: use the maximum only")
+    kernel, strides = window(translator, node)
+    return maximum(translator, node, stream, kernel, strides, resolve_pads(node, stream.shape, kernel, strides))
+
+
+def global_max_pool(translator: Translator, node: Node) -> Stream:
+    stream = pooled_stream(translator, node)
+    return maximum(translator, node, stream, stream.shape[1:], (1, 1), Pads())
+
+
+def maximum(translator: Translator, node: Node, stream: Stream, kernel: tuple, strides: tuple, pads: Pads) -> Stream:
+    """A maximum of a tensor where order allows, otherwise one that waits until its values are quantized."""
+    if stream.stored_maximum:
+        stream = translator.builder.as_plain(stream, str(node))
+    if max(pads.top, pads.bottom) >= kernel[0] or max(pads.left, pads.right) >= kernel[1]:
+        raise UnsupportedAttribute(f"{node}: pads must be smaller than the window {tuple(kernel)}, not {list(pads)}")
+    pool = Pool(node.name, stream.source, "", "max", kernel, strides, pads)
+    shape = pooled_shape(translator, node, stream.shape, pool)
+    if translator.may_be_residual(stream) and all(step.rises().all() for step in stream.chain.steps):
+        return replace(stream, op=pool, shape=shape, label=str(node))
+    if stream.maximum is not None:
+        raise UnsupportedOperator(f"{node}: two MaxPool nodes before a Quant node: {QUANTIZE_IT}")
+    return replace(stream, maximum=pool, before=len(stream.chain.steps), shape=shape, label=str(node))
+
+
+def average_pool(translator: Translator, node: Node) -> Stream:
+    stream = pooled_stream(translator, node, padded=True)
+    kernel, strides = window(translator, node)
+    pads = resolve_pads(node, stream.shape, kernel, strides)
+    if any(pads) and not node.attributes.get("count_include_pad", 0):
+        raise UnsupportedAttribute(
+            f"{node}: count_include_pad must be 1, not 0, with pads {list(pads)}: the divisor would depend on the place"
+        )
+    return average(translator, node, stream, kernel, strides, pads)
+
+
+def global_average_pool(translator: Translator, node: Node) -> Stream:
+    stream = pooled_stream(translator, node, padded=True)
+    return average(translator, node, stream, stream.shape[1:], (1, 1), Pads())
+
+
+def reduce_mean(translator: Translator, node: Node) -> Stream:
+    stream = pooled_stream(translator, node, padded=True)
+    axes = translator.array(node, 1, "axes")
+    axes = node.attributes.get("axes") if axes is None else axes.tolist()
+    if sorted(axis % 4 for axis in axes or ()) != [2, 3]:
+        raise UnsupportedAttribute(f"{node}: axes must be [2, 3], not {axes}: average over whole maps only")
+    result = average(translator, node, stream, stream.shape[1:], (1, 1), Pads())
+    return replace(result, flat=not node.attributes.get("keepdims", 1))
+
+
+def average(translator: Translator, node: Node, stream: Stream, kernel: tuple, strides: tuple, pads: Pads) -> Stream:
+    """A sum, then onnxruntime's division by the window's size."""
+    stream = translator.builder.as_plain(stream, str(node))
+    pads = Pads(*(a + b for a, b in zip(pads, stream.pads, strict=True)))
+    pool = Pool(node.name, stream.source, "", "sum", kernel, strides, pads)
+    pooled_shape(translator, node, translator.builder.tensors[stream.source].shape, pool)
+    result = translator.accumulate(node, stream, pool, np.ones(stream.shape.channels, np.float32))
+    return result.then(Divide(np.full(stream.shape.channels, math.prod(kernel), np.float32)))
+
+
+def pooled_stream(translator: Translator, node: Node, padded: bool = False) -> Stream:
+    stream = translator.stream(node) if padded else translator.bare_stream(node)
+    if stream.flat:
+        raise UnsupportedAttribute(f"{node}: must read (N, C, H, W), not flat activations: pool before Flatten")
+    return stream
+
+
+def pooled_shape(translator: Translator, node: Node, source: Shape, pool: Pool) -> Shape:
+    shape = translator.builder.extent(pool, source)
+    if min(shape) < 1:
+        raise UnsupportedAttribute(f"{node}: window {tuple(pool.kernel)} does not fit its input {tuple(source)}")
+    if node.attributes.get("ceil_mode", 0):
+        sizes = [
+            (size + before + after - kernel) % stride
+            for size, kernel, stride, before, after in zip(
+                source[1:], pool.kernel, pool.stride, pool.pads[:2], pool.pads[2:], strict=True
+            )
+        ]
+        if any(sizes):
+            raise UnsupportedAttribute(f"{node}: ceil_mode must be 0, not 1: pad the map instead")
+    return shape
+
+
+def window(translator: Translator, node: Node) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(kernel, strides) of a pool, two dimensions each."""
+    kernel = tuple(node.attributes.get("kernel_shape", ()))
+    strides = tuple(node.attributes.get("strides", [1] * len(kernel)))
+    dilations = node.attributes.get("dilations", [1] * len(kernel))
+    if len(kernel) != 2:
+        raise UnsupportedAttribute(f"{node}: kernel_shape must have 2 dimensions, not {list(kernel)}")
+    if any(dilation != 1 for dilation in dilations):
+        raise UnsupportedAttribute(f"{node}: dilations must be 1, not {list(dilations)}: use a plain window")
+    return kernel, strides
+
+
+def pad(translator: Translator, node: Node) -> Stream:
+    stream = translator.builder.as_plain(translator.stream(node), str(node))
+    mode = node.attributes.get("mode", "constant")
+    amounts = translator.array(node, 1, "pads")
+    amounts = node.attributes.get("pads") if amounts is None else amounts.tolist()
+    value = translator.array(node, 2, "constant_value")
+    value = node.attributes.get("value", 0.0) if value is None or not value.size else value.reshape(-1)[0]
+    if mode != "constant" or value != 0:
+        raise UnsupportedAttribute(f"{node}: must pad with zeros, not mode {mode!r} and value {value}: pad with zeros")
+    axes = translator.array(node, 3, "axes")
+    axes = range(len(amounts) // 2) if axes is None else [axis % 4 for axis in axes.tolist()]
+    by_axis = {axis: (amounts[i], amounts[i + len(amounts) // 2]) for i, axis in enumerate(axes)}
+    if stream.flat or any(pair != (0, 0) for axis, pair in by_axis.items() if axis < 2) or min(amounts) < 0:
+        raise UnsupportedAttribute(f"{node}: pads must be >= 0 and on height and width only, not {amounts}")
+    (top, bottom), (left, right) = by_axis.get(2, (0, 0)), by_axis.get(3, (0, 0))
+    pads = Pads(*(a + b for a, b in zip(stream.pads, (top, left, bottom, right), strict=True)))
+    channels, height, width = stream.shape
+    shape = Shape(channels, height + top + bottom, width + left + right)
+    return replace(stream, pads=pads, shape=shape, label=str(node))
+
+
+HANDLERS: dict[str, Callable[[Translator, Node], Stream]] = {
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average_pool,
+    "GlobalMaxPool": global_max_pool,
+    "MaxPool": max_pool,
+    "Pad": pad,
+    "ReduceMean": reduce_mean,
+}

@@ -1,0 +1,178 @@
+"""From a chain of float32 operations to the integer `Requantize` that provably equals it.
+
+A chain is monotone in the accumulator, so each output level is reached at one smallest accumulator. Bisection over
+the whole reachable range finds it by running the chain itself, for all channels, levels and residuals at once:
+
+    level                  ┌────       smallest accumulator at which level j is reached with residual r
+                    ┌──────┘           = threshold number 16 + j - r
+        ────────────┘
+        low ............... high   (accumulator)
+
+What is never or always reached bounds its threshold. All pairs (j, r) of one number must agree, and the thresholds of a
+channel must lie on a line, rounded up. The search for the line is complete (host/network/lines.py), so a refusal means
+that there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sentei.host.errors import InexactModel
+from sentei.host.frontend.float_chain import AddTensor, Chain, Quantizer
+from sentei.host.network.ir import NO_RESIDUAL, THRESHOLDS, Requantize, Tensor, residual_codes
+from sentei.host.network.lines import FREE, find
+
+LEVELS = 15  # above the lowest one
+NUMBERS = np.arange(1, THRESHOLDS + 1)
+
+
+def requantize(
+    op: str, chain: Chain, quantizer: Quantizer, low: np.ndarray, high: np.ndarray, residual: Tensor | None
+) -> Requantize:
+    """The `Requantize` of operator `op` for accumulators in low[c]..high[c]; raises `InexactModel` if there is none."""
+    integers = np.arange(residual.low, residual.high + 1) if residual else np.zeros(1, np.int64)
+    base = -8 if quantizer.signed else 0
+    descending = falls(op, chain, quantizer, low, high, integers)
+    smallest = smallest_reaching(chain, quantizer, low, high, integers, base, descending, -1)
+    if not chain.exact:
+        other = smallest_reaching(chain, quantizer, low, high, integers, base, descending, 1)
+        require_equal(op, smallest, other)
+    never, always = smallest > high[:, None, None], smallest <= low[:, None, None]
+    first, last = always.sum(1), LEVELS - never.sum(1)  # (C, R): thresholds reached at either end
+    lowest = np.where(descending, LEVELS - last.max(1), first.min(1))
+    highest = np.where(descending, LEVELS - first.min(1), last.max(1))
+    lower, upper = bounds(smallest, never, always, descending, lowest, highest, residual_codes(residual))
+    lines, exists = find(lower, upper)
+    thresholds = lines.thresholds(NUMBERS)
+    exists &= ((lower <= thresholds) & (thresholds <= upper)).all(1)
+    if not exists.all():
+        refuse(op, chain, quantizer, residual, exists)
+    return Requantize(thresholds, descending, lowest, highest - lowest, residual.name if residual else None)
+
+
+def bounds(
+    smallest: np.ndarray,
+    never: np.ndarray,
+    always: np.ndarray,
+    descending: np.ndarray,
+    lowest: np.ndarray,
+    highest: np.ndarray,
+    codes: range,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(lower, upper) of each channel's thresholds, int64 (C, 31); contradictions leave lower > upper."""
+    channels = np.arange(len(smallest))
+    lower = np.full((len(channels), THRESHOLDS + 1), -FREE)
+    upper = np.full((len(channels), THRESHOLDS + 1), FREE)
+    for reached in range(LEVELS):
+        level = np.where(descending, LEVELS - reached, reached + 1)
+        counts = (lowest < level) & (level <= highest)
+        for column, code in enumerate(codes):
+            number = 16 + np.where(descending, code - (level - lowest), level - lowest - code)
+            number = np.where(counts, number, 0)
+            value = smallest[:, reached, column]
+            least = np.where(always[:, reached, column], -FREE, value)
+            most = np.where(never[:, reached, column], FREE, value)
+            lower[channels, number] = np.maximum(lower[channels, number], least)
+            upper[channels, number] = np.minimum(upper[channels, number], most)
+    return lower[:, 1:], upper[:, 1:]
+
+
+def refuse(op: str, chain: Chain, quantizer: Quantizer, residual: Tensor | None, exists: np.ndarray) -> None:
+    """Say why there is no line for those channels that do not have one."""
+    channel = int(np.flatnonzero(~exists)[0])
+    count = f"({int((~exists).sum())} of {len(exists)} channels)"
+    if residual is None:
+        raise InexactModel(
+            f"{op}: channel {channel}: its thresholds are not even, that is, points of a line {count}: use a factor "
+            "and an offset for each channel, a Quant node with rounding_mode ROUND, FLOOR or CEIL, and scales that are "
+            "powers of two where sums lie on rounding ties"
+        )
+    ends = np.broadcast_to([residual.low, residual.high], (len(exists), 2))
+    (added,) = (step for step in chain.steps if isinstance(step, AddTensor))
+    scale = np.diff(added.chain(ends, ends))[channel, 0] / (residual.high - residual.low)
+    if not np.isclose(scale, quantizer.scale, rtol=1e-3):
+        raise InexactModel(
+            f"{op}: adds {residual.name!r} of scale {scale:.6g}, but the sum has scale {quantizer.scale:.6g} {count}: "
+            "quantize both with the same scale, like all tensors of a residual stream"
+        )
+    raise InexactModel(
+        f"{op}: channel {channel}: {residual.name!r} does not move its thresholds evenly {count}: add it as it left "
+        "its Quant node, and keep the sums away from rounding ties, by an offset that is no multiple of half a step"
+    )
+
+
+def identity(tensor: Tensor) -> Requantize:
+    """The `Requantize` that hands out an accumulator within the range of `tensor` unchanged."""
+    low = tensor.low + (8 if tensor.signed else 0)
+    channels = tensor.shape.channels
+    return Requantize(
+        np.tile(NUMBERS - NO_RESIDUAL + tensor.low, (channels, 1)),
+        np.zeros(channels, bool),
+        np.full(channels, low),
+        np.full(channels, tensor.high - tensor.low),
+    )
+
+
+def falls(
+    op: str, chain: Chain, quantizer: Quantizer, low: np.ndarray, high: np.ndarray, integers: np.ndarray
+) -> np.ndarray:
+    """(C,) whether the level falls as the accumulator rises."""
+    residual = np.broadcast_to(integers, (len(low), len(integers)))
+    first, last = (chain(np.broadcast_to(end[:, None], residual.shape), residual) for end in (low, high))
+    undefined = np.flatnonzero((np.isnan(first) | np.isnan(last)).any(1))
+    if len(undefined):
+        raise InexactModel(f"{op}: channel {undefined[0]}: its float32 numbers overflow: use constants of usual size")
+    return (quantizer(last) < quantizer(first)).any(1)
+
+
+def smallest_reaching(
+    chain: Chain,
+    quantizer: Quantizer,
+    low: np.ndarray,
+    high: np.ndarray,
+    integers: np.ndarray,
+    base: int,
+    descending: np.ndarray,
+    side: int,
+) -> np.ndarray:
+    """int64 (C, 15, R): the smallest accumulator that reaches step k when the residual is integers[r].
+
+    high[c] + 1 stands for never. Reaching means level >= base + k + 1, or level <= base + 14 - k where descending.
+    `side` chooses the end of the interval in which the model's sum is known to lie.
+    """
+    shape = (len(low), LEVELS, len(integers))
+    residual = np.broadcast_to(integers, shape)
+    rising_level = base + np.arange(1, LEVELS + 1)[None, :, None]
+    falling_level = base + LEVELS - np.arange(1, LEVELS + 1)[None, :, None]
+    direction = descending[:, None, None]
+
+    def reached(accumulators: np.ndarray) -> np.ndarray:
+        levels = quantizer(chain(accumulators, residual, side))
+        return np.where(direction, levels <= falling_level, levels >= rising_level)
+
+    return bisect(reached, np.broadcast_to(low[:, None, None], shape), np.broadcast_to(high[:, None, None] + 1, shape))
+
+
+def bisect(reached: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Elementwise smallest integer in low..high with `reached`, which is monotone and taken to hold at `high`."""
+    low, high = low.copy(), high.copy()
+    while (open_ := low < high).any():
+        middle = (low + high) >> 1
+        hit = reached(middle)
+        high = np.where(open_ & hit, middle, high)
+        low = np.where(open_ & ~hit, middle + 1, low)
+    return low
+
+
+def require_equal(op: str, one: np.ndarray, other: np.ndarray) -> None:
+    """Refuse if float rounding noise could move a threshold across a reachable accumulator."""
+    differ = (one != other).any((1, 2))
+    if differ.any():
+        channel = int(np.flatnonzero(differ)[0])
+        raise InexactModel(
+            f"{op}: channel {channel}: a reachable accumulator lies within the float32 rounding error of a "
+            f"quantization boundary ({int(differ.sum())} of {len(one)} channels): use power-of-two scales for input "
+            "and weights, and MatMul followed by Add instead of a bias inside Gemm, so that the model's sums are exact"
+        )

@@ -1,0 +1,328 @@
+"""The walk over a model's nodes: each becomes a `Constant`, the `RawInput` before its Quant, or a `Stream`.
+
+Quant nodes and constants are handled here; every other operator has a handler in one of the `frontend_*` modules,
+which extends a stream's float chain or starts a new accumulator. What has no handler is refused by name.
+Activations are NCHW.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeGuard, TypeVar
+
+import numpy as np
+import onnx
+from qonnx.custom_op.general.intquant import resolve_rounding_mode
+
+from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
+from sentei.host.frontend.float_chain import Chain, Quantizer, start_of_sum
+from sentei.host.frontend.model_file import STANDARD_DOMAINS, Node, evaluate
+from sentei.host.frontend.values import Builder, Stream
+from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, Shape, accumulator_range, kernel_of
+
+T = TypeVar("T")
+QUANT_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
+QUANTIZED_CONSTANTS = ("QuantizeLinear", "DequantizeLinear")  # not folded, so that errors name them
+BEFORE_QUANT = ("Dropout", "Flatten", "Identity", "Reshape", "Shape")
+KEEP_QUANTIZATION = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+CONVERT = "convert the model with qonnx.transformation.qcdq_to_qonnx.QCDQToQuant"
+REMEDIES = {
+    "ArgMax": "leave it out and take the index on the host",
+    "BipolarQuant": "use a Quant node of 2 or more bits",
+    "Concat": "use residual additions instead",
+    "ConvTranspose": "use Conv with strides",
+    "DequantizeLinear": CONVERT,
+    "FloatQuant": "use integer Quant nodes",
+    "HardSigmoid": "use Relu or Clip",
+    "LeakyRelu": "use Relu or Clip",
+    "PRelu": "use Relu or Clip",
+    "QuantizeLinear": CONVERT,
+    "Sigmoid": "use Relu or Clip, and leave it out after the last layer",
+    "Softmax": "leave it out: the largest output is the same without it",
+    "Tanh": "use Relu or Clip",
+    "Transpose": "export activations as NCHW",
+    "Trunc": "put a Quant node after the pool (brevitas: QuantIdentity, not TruncAvgPool)",
+}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value known when compiling; a quantized one also as integer `levels` times float32 `scale`, broadcast."""
+
+    values: np.ndarray
+    levels: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    bits: int = 0
+
+
+@dataclass(frozen=True)
+class RawInput:
+    """The graph's input before its Quant node."""
+
+    name: str
+    shape: Shape
+    flat: bool
+    batch: int
+
+
+Value: TypeAlias = Constant | RawInput | Stream
+
+
+def is_constant(value: Value | None) -> TypeGuard[Constant | None]:
+    """Whether an input is known when compiling, or left out."""
+    return value is None or isinstance(value, Constant)
+
+
+def required(value: T | None, what: str) -> T:
+    """An input that is not left out; of the LookupError, `frontend.load` makes one that names the node."""
+    if value is None:
+        raise LookupError(f"{what} is left out")
+    return value
+
+
+@dataclass
+class Translator:
+    """Walks nodes in order; `values` holds the result of each, `builder` the network."""
+
+    opsets: tuple[onnx.OperatorSetIdProto, ...]
+    values: dict[str, Value]
+    handlers: dict[str, Callable[[Translator, Node], Value]]
+    builder: Builder = field(default_factory=Builder)
+
+    def translate(self, node: Node) -> None:
+        """Compute the node's first output; raises an `UnsupportedModel` that names the node."""
+        inputs = [self.value(node, name) if name else None for name in node.inputs]
+        constants = [value for value in inputs if is_constant(value)]
+        standard = node.domain in STANDARD_DOMAINS
+        if node.op_type in ("Quant", "IntQuant") and node.domain in QUANT_DOMAINS:
+            result = self.quant(node)
+        elif standard and node.op_type not in QUANTIZED_CONSTANTS and len(constants) == len(inputs):
+            result = self.fold(node, constants)
+        elif standard and node.op_type in self.handlers:
+            self.require_quantized(node, inputs)
+            result = self.handlers[node.op_type](self, node)
+        else:
+            of_domain = "" if standard else f" of domain {node.domain!r}"
+            known = f"use {', '.join(sorted([*self.handlers, 'Quant']))}"
+            remedy = REMEDIES.get(node.op_type, known)
+            raise UnsupportedOperator(f"{node}: operator {node.op_type}{of_domain} is not supported: {remedy}")
+        self.values[node.outputs[0]] = result
+
+    def value(self, node: Node, name: str) -> Value:
+        """What an earlier node computed; only first outputs are."""
+        if name not in self.values:
+            raise UnsupportedOperator(f"{node}: reads {name!r}, a secondary output: only first outputs are supported")
+        return self.values[name]
+
+    def require_quantized(self, node: Node, inputs: list[Value | None]) -> None:
+        """Refuse arithmetic on the graph's input before its Quant node."""
+        raw = next((value for value in inputs if isinstance(value, RawInput)), None)
+        if raw is not None and node.op_type not in BEFORE_QUANT:
+            raise MissingScale(
+                f"{node}: reads the graph's input {raw.name!r}, which is not quantized: put a Quant node of at most "
+                "8 bits right after the input, and any normalization of pictures into the first layer"
+            )
+
+    # Constants
+
+    def fold(self, node: Node, inputs: list[Constant | None]) -> Constant:
+        """Evaluate a node of constants; moves of elements keep a constant's quantization."""
+        arrays = [None if value is None else value.values for value in inputs]
+        if node.op_type in KEEP_QUANTIZATION:
+            source = required(inputs[0], "input 0")
+            if source.levels is not None:
+                parts = (source.values, source.levels.astype(np.float32), source.scale)
+                moved = [evaluate(node, [part, *arrays[1:]], self.opsets) for part in parts]
+                return Constant(moved[0], moved[1].astype(np.int64), moved[2], source.bits)
+        return Constant(evaluate(node, arrays, self.opsets))
+
+    def array(self, node: Node, index: int, what: str) -> np.ndarray | None:
+        """The constant at an input; None if it is left out."""
+        if index >= len(node.inputs) or not node.inputs[index]:
+            return None
+        value = self.values[node.inputs[index]]
+        if not isinstance(value, Constant):
+            raise UnsupportedAttribute(
+                f"{node}: {what} must be constant, not computed from the input: make it constant"
+            )
+        return value.values
+
+    def stream(self, node: Node, index: int = 0) -> Stream:
+        """The activations at an input."""
+        value = self.values[node.inputs[index]]
+        if not isinstance(value, Stream):
+            raise UnsupportedOperator(f"{node}: input {index} must be activations, not a constant: swap the operands")
+        return value
+
+    def bare_stream(self, node: Node, index: int = 0) -> Stream:
+        """The activations at an input of a node into which padding cannot be merged."""
+        stream = self.stream(node, index)
+        if any(stream.pads):
+            raise UnsupportedOperator(
+                f"{node}: follows {stream.label}: a Pad can only be merged into a convolution or an average pool: "
+                "give the padding to that operator"
+            )
+        return stream
+
+    # Quantization
+
+    def quant(self, node: Node) -> Value:
+        """Quant: defines the input tensor, quantizes weights, or ends an accumulator."""
+        source = self.values[node.inputs[0]]
+        scale, bits = self.quant_parameters(node)
+        signed, narrow = bool(node.attributes.get("signed", 1)), bool(node.attributes.get("narrow", 1))
+        mode = node.attributes.get("rounding_mode", "ROUND")
+        try:
+            rounding = resolve_rounding_mode(mode)
+        except ValueError:
+            raise UnsupportedAttribute(f"{node}: rounding_mode {mode!r} is not known: use 'ROUND'") from None
+        if isinstance(source, Constant):
+            return quantized_constant(node, source.values, scale, bits, signed, narrow, rounding)
+        if scale.size and (scale != scale.flat[0]).any():
+            raise UnsupportedAttribute(
+                f"{node}: an activation's scale must be one number, not {scale.size} of them: quantize per tensor"
+            )
+        quantizer = Quantizer(np.float32(scale.flat[0]), bits, signed, narrow, rounding)
+        key = (node.inputs[0], quantizer.scale, bits, signed, narrow, mode.upper())
+        if key not in self.builder.quantized:
+            self.builder.quantized[key] = self.quantize(node, source, quantizer)
+        return self.builder.quantized[key]
+
+    def quantize(self, node: Node, source: RawInput | Stream, quantizer: Quantizer) -> Stream:
+        if isinstance(source, RawInput):
+            return self.quantize_input(node, source, quantizer)
+        stream = self.bare_stream(node)
+        tensor = self.builder.tensors[stream.source]
+        if stream.plain:
+            levels = np.arange(tensor.low, tensor.high + 1)
+            same_values = np.array_equal(quantizer(levels.astype(np.float32) * np.float32(tensor.scale)), levels)
+            if same_values and quantizer.scale == np.float32(tensor.scale):
+                return stream
+        if quantizer.bits > 4:
+            raise UnsupportedBitWidth(
+                f"{node}: activations must have at most 4 bits, not {quantizer.bits}: quantize to 4"
+            )
+        return self.builder.quantize(stream, quantizer, node.outputs[0], node)
+
+    def quantize_input(self, node: Node, source: RawInput, quantizer: Quantizer) -> Stream:
+        if quantizer.bits > 8:
+            raise UnsupportedBitWidth(
+                f"{node}: the input must have at most 8 bits, not {quantizer.bits}: quantize to 8"
+            )
+        if source.name in self.builder.tensors:
+            raise UnsupportedOperator(f"{node}: the graph's input is quantized in two ways: use one Quant node on it")
+        if quantizer.narrow:
+            raise UnsupportedAttribute(f"{node}: narrow must be 0, not 1, on the graph's input: use the whole range")
+        return self.builder.add_input(source.name, source.shape, quantizer, str(node), source.flat)
+
+    def quant_parameters(self, node: Node) -> tuple[np.ndarray, int]:
+        """(scale as float32 array, bits) of a Quant node, checked."""
+        parameters: list[np.ndarray] = []
+        for index, what in ((1, "scale"), (2, "zero point"), (3, "bit width")):
+            value = self.values.get(node.inputs[index]) if index < len(node.inputs) else None
+            if not isinstance(value, Constant):
+                raise MissingScale(
+                    f"{node}: {what} must be a constant, not computed by the model: export it as constant"
+                )
+            parameters.append(value.values)
+        scale, zero_point, bits = parameters
+        if not scale.size or not (np.isfinite(scale) & (scale > 0)).all():
+            raise MissingScale(f"{node}: scale must be positive, not {scale.min(initial=0)}: calibrate the quantizer")
+        if zero_point.any():
+            raise UnsupportedAttribute(
+                f"{node}: zero point must be 0, not {zero_point[zero_point != 0].flat[0]}: quantize symmetrically"
+            )
+        if bits.size != 1 or bits.flat[0] != int(bits.flat[0]) or bits.flat[0] < 1:
+            raise UnsupportedBitWidth(f"{node}: bit width must be one whole number from 1, not {bits.tolist()}")
+        if bits.flat[0] == 1 and node.attributes.get("signed", 1):
+            raise UnsupportedBitWidth(
+                f"{node}: signed values must have at least 2 bits, not 1: bipolar is not supported"
+            )
+        return scale.astype(np.float32), int(bits.flat[0])
+
+    # What handlers share
+
+    def accumulate(
+        self, node: Node, stream: Stream, op: Conv | Pool, scale: np.ndarray, bias: np.ndarray | None = None
+    ) -> Stream:
+        """The stream of an accumulator whose products have `scale` (C,) times the scale of its input."""
+        source = self.builder.tensors[stream.source]
+        shape = self.builder.extent(op, source.shape)
+        if min(shape) < 1:
+            raise UnsupportedAttribute(f"{node}: window {tuple(kernel_of(op))} does not fit its input {stream.shape}")
+        low, high = accumulator_range(op, source)
+        if (reach := int(max(-low.min(), high.max()))) >= ACCUMULATOR_LIMIT:
+            raise UnsupportedBitWidth(
+                f"{node}: accumulator must stay below {ACCUMULATOR_LIMIT} (24 bits), not reach {reach}: "
+                "use fewer weight or activation bits, or prune"
+            )
+        if isinstance(op, Conv):
+            flat = np.abs(op.weights.reshape(len(op.weights), -1).astype(np.int64))
+            total, terms = flat.sum(1), np.count_nonzero(flat, 1)
+        else:
+            total = terms = np.full(shape.channels, math.prod(op.kernel))
+        magnitude = total * max(-source.low, source.high)
+        start = start_of_sum(source.scale, scale, magnitude, terms, bias)
+        return Stream(stream.source, shape, Chain(start), str(node), op, flat=stream.flat)
+
+    def per_channel(self, node: Node, index: int, stream: Stream) -> np.ndarray:
+        """The constant operand of an elementwise operation as float32 (C,)."""
+        what = f"operand {index}"
+        return channels_of(node, required(self.array(node, index, what), what), stream)
+
+    def may_be_residual(self, stream: Stream) -> bool:
+        """Whether the float value is a function of a stored tensor of at most 4 bits."""
+        small = self.builder.tensors[stream.source].bits <= 4
+        return stream.op is None and stream.maximum is None and stream.chain.residual is None and small
+
+
+def quantized_constant(
+    node: Node, values: np.ndarray, scale: np.ndarray, bits: int, signed: bool, narrow: bool, rounding: Callable
+) -> Constant:
+    """Quant of a constant: its levels, and the float32 values that the model computes from them."""
+    try:
+        scales = np.broadcast_to(scale, values.shape)
+    except ValueError:
+        raise UnsupportedAttribute(f"{node}: scale {scale.shape} does not fit weights {values.shape}") from None
+    limits = Quantizer(np.float32(1), bits, signed, narrow, rounding)
+    levels = rounding(np.clip(values / scales, np.float32(limits.low), np.float32(limits.high)))
+    return Constant((levels * scales).astype(np.float32), levels.astype(np.int64), scales, bits)
+
+
+def resolve_pads(node: Node, shape: Shape, kernel: tuple[int, int], strides: tuple[int, int]) -> Pads:
+    """The pads of a window, from `pads` or `auto_pad`."""
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        pads = node.attributes.get("pads", [0, 0, 0, 0])
+        if len(pads) != 4 or min(pads) < 0:
+            raise UnsupportedAttribute(f"{node}: pads must be four numbers >= 0, not {list(pads)}")
+        return Pads(*pads)
+    if mode == "VALID":
+        return Pads()
+    before, after = [], []
+    for size, extent, stride in zip(shape[1:], kernel, strides, strict=True):
+        total = max(0, (math.ceil(size / stride) - 1) * stride + extent - size)
+        half = total // 2
+        before.append(half if mode == "SAME_UPPER" else total - half)
+        after.append(total - before[-1])
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        raise UnsupportedAttribute(f"{node}: auto_pad {mode!r} is not known: use explicit pads")
+    return Pads(*before, *after)
+
+
+def channels_of(node: Node, array: np.ndarray, stream: Stream) -> np.ndarray:
+    """A constant that broadcasts against a stream, as float32 (C,); refuses one that varies over the map."""
+    size = (1, math.prod(stream.shape)) if stream.flat else (1, *stream.shape)
+    try:
+        full = np.broadcast_to(array, size).reshape(stream.shape)
+    except ValueError:
+        raise UnsupportedAttribute(f"{node}: constant of shape {array.shape} does not fit activations {size}") from None
+    if (full != full[:, :1, :1]).any():
+        raise UnsupportedAttribute(
+            f"{node}: constant of shape {array.shape} must not vary over the map: use one number for each channel"
+        )
+    if not np.isfinite(full).all():
+        raise UnsupportedAttribute(f"{node}: constants must be finite, not {full[~np.isfinite(full)].flat[0]}")
+    return np.ascontiguousarray(full[:, 0, 0], np.float32)

@@ -1,0 +1,185 @@
+"""Every board, elaborated: its pins exist, its registers are where the contract says, its firmware fits, its clock can
+be made. The engine is a small one in all of them. Place and route is `make ulx3s-12f`."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("litex_boards")
+
+from sentei.boards import BOARDS
+from sentei.boards.board import Device
+from sentei.boards.ecp5 import flow as ecp5
+from sentei.boards.xilinx import vivado
+from sentei.gateware.engine.engine import Engine
+from sentei.gateware.firmware import BuildError
+from sentei.host.apps.target import BuildError as HostBuildError
+from sentei.host.apps.target import build_board
+from sentei.overlay.geometry import PRESETS
+from sentei.overlay.manifest import Manifest
+
+DEVICES = [(board, device) for board in BOARDS for device in importlib.import_module(BOARDS[board]).BOARD.devices]
+SMALL = Device(PRESETS["8x8"], 16, 75_000_000)
+
+
+def small(board: str):
+    """The board, with a small engine whatever its device."""
+    description = importlib.import_module(BOARDS[board]).BOARD
+    return replace(description, devices=dict.fromkeys(description.devices, SMALL))
+
+
+@pytest.mark.parametrize("board, device", DEVICES)
+def test_a_board_elaborates(board, device, tmp_path):
+    description = small(board)
+    soc, platform = description.write_verilog(device, tmp_path / "work")
+    assert soc.memory_bytes >= 8 << 20
+    assert device.removeprefix("7").rstrip("FT") in platform.device
+    assert (tmp_path / "work" / "sentei.v").read_text().count("endmodule")
+    for page in ("engine", "interrupts"):
+        assert soc.csr.regions[page].origin & 0xFFFF == soc.addresses[page] & 0xFFFF
+    if description.target == "bridge":
+        assert soc.rom.mem.init[0], "the firmware is in the ROM"
+        assert soc.bus.regions["main_ram"].size == soc.memory_bytes
+
+
+def test_without_vivado_the_project_and_the_description_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(vivado.shutil, "which", lambda name: None)
+    with pytest.raises(BuildError, match=r"vivado must be installed .* pynq_z2-7020's bitstream\. Its project"):
+        small("pynq_z2").build("7020", tmp_path)
+    manifest = Manifest.load(tmp_path)
+    assert manifest.target == "pynq" and manifest.file("hwh").exists() and "bit" not in manifest.files
+    tcl = (tmp_path / "work" / "sentei.tcl").read_text()
+    assert "synth_design" in tcl and "processing_system7" in tcl and "xc7z020" in tcl
+    assert "ps7" not in (tmp_path / "work" / "sentei.xdc").read_text()
+    assert str(tmp_path) not in tcl, "it must work on another machine"
+    verilog = (tmp_path / "work" / "sentei.v").read_text()
+    assert "USB0_VBUS" not in verilog, "a PS7 without USB has no such port"
+    bit = tmp_path / "elsewhere.bit"
+    bit.write_bytes(b"made by Vivado")
+    command = [sys.executable, "-m", "sentei.boards", "pynq_z2", "--output", str(tmp_path), "--bit", str(bit)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == f"overlay: {tmp_path}\n"
+    assert Manifest.load(tmp_path).file("bit").read_bytes() == b"made by Vivado"
+
+
+TIMING = """
+| Design Timing Summary
+| ---------------------
+
+    WNS(ns)      TNS(ns)  TNS Failing Endpoints  TNS Total Endpoints
+    -------      -------  ---------------------  -------------------
+      {slack}        0.000                      0                 4711
+"""
+
+
+@pytest.mark.parametrize("slack", ["0.250", "-0.500"])
+def test_vivados_slack_decides(tmp_path, monkeypatch, slack):
+    def vivado_run(command, directory):
+        (directory / "sentei_timing.rpt").write_text(TIMING.format(slack=slack))
+        (directory / "sentei.bit").write_bytes(b"bits")
+
+    monkeypatch.setattr(vivado.shutil, "which", lambda name: "vivado")
+    monkeypatch.setattr(vivado, "run", vivado_run)
+    monkeypatch.setattr(vivado, "tools", lambda: {"vivado": "2099.1"})
+    board = small("pynq_z2")
+    if slack.startswith("-"):
+        with pytest.raises(BuildError, match=r"pynq_z2-7020 misses its clock: it reaches 72\.29 MHz of 75\.0"):
+            board.build("7020", tmp_path)
+        assert not (tmp_path / "manifest.json").exists()
+    else:
+        figures = board.build("7020", tmp_path)
+        assert figures["clocks"] == {"sys": {"target_mhz": 75.0, "achieved_mhz": 76.43}}
+        assert figures["tools"]["vivado"] == "2099.1"
+        assert Manifest.load(tmp_path).file("bit").read_bytes() == b"bits"
+    with pytest.raises(BuildError, match="no summary of slacks"):
+        vivado.worst_slack("nothing")
+
+
+def test_an_estimate_counts_what_yosys_maps(tmp_path, monkeypatch):
+    def yosys(script, directory):
+        assert {"sentei.v", "processing_system.v"} <= {path.name for path in directory.iterdir()}
+        cells = {str(number): {"type": kind} for number, kind in enumerate(["LUT6", "LUT2", "FDRE", "RAMB18E1"])}
+        (directory / "sentei.json").write_text(json.dumps({"modules": {"sentei": {"cells": cells}}}))
+
+    monkeypatch.setattr(vivado, "yosys", yosys)
+    figures = vivado.estimate(small("pynq_z2"), "7020", tmp_path)
+    assert (figures["luts"], figures["ffs"], figures["dsps"], figures["brams"]) == (2, 1, 0, 0.5) and figures["fits"]
+    assert "module ps7(" in (tmp_path / "processing_system.v").read_text()
+
+
+def test_cells_of_a_xilinx_device_are_counted():
+    cells = Counter({"LUT6": 5, "RAM32M": 2, "FDRE": 7, "FDCE": 1, "DSP48E1": 3, "RAMB36E1": 2, "RAMB18E1": 1})
+    assert vivado.count(cells) == {"luts": 13, "ffs": 8, "dsps": 3, "brams": 2.5}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["ulx4s"], "board must be sim or one of ulx3s"),
+        (["ulx3s", "--device", "99F"], "--device must be one of 12F"),
+        (["ulx3s"], "--device must be one of 12F"),
+        (["pynq_z2", "--bit", "none.bit"], "build the overlay again"),
+    ],
+)
+def test_what_does_not_exist_is_refused(arguments, message, tmp_path):
+    with pytest.raises(HostBuildError, match=message):
+        build_board([*arguments, "--output", str(tmp_path)], nullcontext)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_says_what_was_reached():
+    cells = {"TRELLIS_COMB": {"used": 10, "available": 20}, "MULT18X18D": {"used": 3, "available": 2}}
+    fmax = {"$glbnet$sys_clk": {"constraint": 75.0, "achieved": 80.123}}
+    figures = ecp5.report({"utilization": cells, "fmax": fmax})
+    assert figures["clocks"] == {"sys_clk": {"target_mhz": 75.0, "achieved_mhz": 80.12}}
+    assert not figures["fits"] and figures["luts"] == 10
+
+
+def test_on_the_largest_device_neighbouring_lanes_have_neighbouring_multipliers():
+    device = ecp5.DEVICES[ecp5.LARGEST]
+    engine = Engine(device.geometry, ecp5.technology(device.multipliers))
+    ecp5.constrain(ecp5.LARGEST, engine)
+    sites = {}
+    for group in engine.core.groups:
+        for lane, _, instance in group.array.pieces:
+            (place,) = (value for name, value in instance.attr if name == "BEL")
+            sites.setdefault(lane, []).append(place)
+    assert len({place for places in sites.values() for place in places}) == device.multipliers
+    for lane, places in sites.items():
+        columns, rows = zip(*(re.findall(r"\d+", place)[:2] for place in places), strict=True)
+        assert len(set(rows)) == 1 and max(map(int, columns)) - min(map(int, columns)) < 40, f"lane {lane}"
+
+
+def test_on_the_largest_device_memories_have_places_of_their_own(tmp_path):
+    names = [f"activations_{port}_{bank}.0.{part}" for port in range(6) for bank in range(2) for part in range(8)]
+    tables = [f"group{group}_stream.0.{part}" for group in range(4) for part in range(12)]
+    cells = {name: {"type": "DP16KD", "attributes": {}} for name in [*names, *tables, "rom.0.0"]}
+    netlist = tmp_path / "sentei.json"
+    netlist.write_text(json.dumps({"modules": {"sentei": {"cells": cells | {"lut": {"type": "LUT4"}}}}}))
+    ecp5.place_memories(netlist, 4)
+    placed = json.loads(netlist.read_text())["modules"]["sentei"]["cells"]
+    sites = {name: placed[name]["attributes"]["BEL"] for name in [*names, *tables]}
+    assert len(set(sites.values())) == len(sites) and placed["rom.0.0"]["attributes"] == {}
+    rows = {name: re.search(r"/Y(\d+)/", site)[1] for name, site in sites.items()}
+    for part in range(8):
+        assert len({rows[name] for name in names if name.endswith(f".{part}")}) == 1, "copies lie side by side"
+    for group in range(4):
+        assert len({rows[name] for name in tables if name.startswith(f"group{group}_")}) == 1
+
+
+def test_a_missed_clock_is_an_error(monkeypatch, tmp_path):
+    def nextpnr(arguments, directory):
+        text = '{"utilization": {}, "fmax": {"clk": {"constraint": 75.0, "achieved": 74.5}}}'
+        (directory / "report.json").write_text(text)
+
+    monkeypatch.setattr(ecp5, "yosys", lambda script, directory: None)
+    monkeypatch.setattr(ecp5, "nextpnr_ecp5", nextpnr)
+    with pytest.raises(BuildError, match=r"ulx3s-12F misses a clock: clk reaches 74.5 MHz of 75.0"):
+        small("ulx3s").build("12F", tmp_path)
+    assert not (tmp_path / "manifest.json").exists()

@@ -1,0 +1,21 @@
+"""Engines that random tests run on, besides the presets."""
+
+from dataclasses import replace
+
+from sentei.overlay.geometry import PRESETS, Geometry
+
+ODD = Geometry(
+    lanes=16, columns=16, groups=1, requantizers=1, accumulator_bits=12, bus_bits=128, activation_words=16384
+)  # one group of wide stream words, accumulators that overflow unless sums are cut
+NARROW = Geometry(
+    lanes=4, columns=32, groups=8, requantizers=8, wide_bits=32, activation_words=32768
+)  # eight result buses that contend for two memory banks
+LAYER_GEOMETRIES = {name: PRESETS[name] for name in ("8x8", "16x16", "32x32")} | {"odd": ODD, "narrow": NARROW}
+
+SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512)
+NETWORK_GEOMETRIES = {
+    "8x8": PRESETS["8x8"],
+    "portable": PRESETS["8x8"],
+    "32x32": PRESETS["32x32"],
+    "streamed": SMALL_STREAMS,
+}

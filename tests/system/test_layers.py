@@ -1,0 +1,71 @@
+"""Random layers on the Verilated engine, through the driver, against the integer reference: equal in every element.
+
+Kernels 1 to 7, strides 1 and 2, any padding, 1 to 70 channels, maps from 1x1 to 40x40, densities from 0 to 1 (aligned
+and unstructured), 2 to 8 bits, signed and unsigned, residuals, pools, global pools, fully connected; on five
+geometries, a third of them with random stalls on the memory bus. The seed is the test's number.
+"""
+
+import numpy as np
+import pytest
+from helpers.geometries import LAYER_GEOMETRIES
+from helpers.random_layers import describe, random_layer
+
+from sentei.driver import SenteiOverlay
+from sentei.host.compiler.compile import compile_network
+from sentei.host.network import reference
+from sentei.host.network.ir import IRError
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import PRESETS
+from sentei.overlay.registers import PROFILE_CAUSES
+
+LAYERS = {"8x8": 100, "16x16": 100, "32x32": 100, "odd": 40, "narrow": 40}
+
+
+@pytest.fixture(scope="module")
+def overlays(overlay_path):
+    opened = {}
+
+    def get(name):
+        if name not in opened:
+            opened[name] = SenteiOverlay(overlay_path(name if name in PRESETS else LAYER_GEOMETRIES[name]))
+        return opened[name]
+
+    yield get
+    for overlay in opened.values():
+        overlay.close()
+
+
+def fitting_layer(seed, geometry, large):
+    """The first of the seed's layers that fits the geometry: (network, images, program)."""
+    for attempt in range(20):
+        try:
+            network, images = random_layer(1000 * seed + attempt, geometry, large)
+            return network, images, compile_network(network, geometry)
+        except CapacityError:
+            continue
+        except IRError as error:
+            assert "accumulator must stay below" in str(error)
+    raise AssertionError(f"none of seed {seed}'s layers fits {geometry}")
+
+
+CASES = [(name, seed) for name, count in LAYERS.items() for seed in range(count)]
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES, ids=[f"{name}-{seed}" for name, seed in CASES])
+def test_layer_equals_the_reference(overlays, name, seed):
+    overlay = overlays(name)
+    network, images, program = fitting_layer(seed, LAYER_GEOMETRIES[name], large=name == "32x32" or seed % 4 == 0)
+    stalled = seed % 3 == 0
+    overlay.device.simulator.stall_memory(seed + 1 if stalled else 0)
+    overlay.load(program)
+    expected = reference.run(network, images)
+    measured = overlay.trace(images)
+    text = f"geometry {name}, seed {seed}, stalls {stalled}: {describe(network)}"
+    for op in network.ops:
+        np.testing.assert_array_equal(measured[op.output], expected[op.output], err_msg=f"{text}: {op.name}")
+    np.testing.assert_array_equal(overlay.run(images), expected[network.output], err_msg=text)
+    previous = dict.fromkeys(range(LAYER_GEOMETRIES[name].groups), 0)
+    for record in overlay.engine.profile():
+        spent = sum(record[cause] for cause in PROFILE_CAUSES)
+        assert spent == record["end"] - previous[record["group"]], f"{text}: {record}"
+        previous[record["group"]] = record["end"]
