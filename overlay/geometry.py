@@ -34,7 +34,7 @@ class Geometry:
     wide_bits: int = 24  # after the array: joined sums, thresholds, logits
     search_bits: int = 23  # of the search among thresholds, which lie up to 2^(search_bits - 4) apart
     activation_words: int = 8192
-    stream_words: int = 8192  # per group: job headers and steps
+    stream_words: int = 8192  # per group: task headers and steps
     tile_entries: int = 512
     tap_entries: int = 2048
     mask_entries: int = 512

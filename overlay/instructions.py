@@ -1,11 +1,11 @@
-"""Formats that the engine reads: instructions, job headers, steps, and the entries of its tables.
+"""Formats that the engine reads: instructions, task headers, steps, and the entries of its tables.
 
-The sequencer carries out *instructions*: move data, run, end. A RUN sends every group through the *jobs* in its own
+The sequencer carries out *instructions*: move data, run, end. A RUN sends every group through the *tasks* in its own
 *stream*; the sequencer goes on at once, to the next picture's instructions too:
 
     header (2 words) | step | step | ... | step(last) | header | step ...
 
-A job computes one block of `group_columns` output channels over a list of tiles; its steps are replayed for each tile.
+A task computes one block of `group_columns` output channels over a list of tiles; its steps are replayed for each tile.
 One step is one array cycle: it multiplies the vector at (plane, tap, tile) with one weight for each column. Where a
 step reads is found through three small tables, so that padding, strides and map sizes cost no logic and no cycle:
 
@@ -13,8 +13,8 @@ step reads is found through three small tables, so that padding, strides and map
     tap   -> offset in pixels from that word, row of masks       (address: tile.taps + step.tap)
     mask  -> which lanes lie inside the map; the others read `pad`
 
-Groups go through their jobs each at its own pace. What keeps them together are *epochs*: a picture is divided into
-phases, every group counts the phases of which it has written all results, and a tile (or a step) waits until all
+Groups go through their tasks each at its own pace. What keeps them together are *epochs*: a picture is divided into
+sections, every group counts the sections of which it has written all results, and a tile (or a step) waits until all
 groups have reached the epoch in which what it reads was written. Epochs count on from picture to picture, modulo
 2^EPOCH_BITS; none may be ahead of another by half of that.
 """
@@ -96,8 +96,8 @@ INSTRUCTION = Layout(
         "LOAD: a bit for each group (STREAM) or requantizer (CHANNEL) that takes the data; SYNC: Until; RUN: Start",
     ),
     ("address", 16, "LOAD, STORE: first entry of the on-chip memory; RUN: stream address"),
-    ("count", 16, "LOAD, STORE: entries; SYNC: runs; END: phases of the picture"),
-    ("epoch", 16, "from the picture's start; SYNC, STORE: to wait for; RUN: that the first job counts from"),
+    ("count", 16, "LOAD, STORE: entries; SYNC: runs; END: sections of the picture"),
+    ("epoch", 16, "from the picture's start; SYNC, STORE: to wait for; RUN: that the first task counts from"),
     ("offset", 32, "LOAD, STORE: bytes from the base, a multiple of 8"),
     ("base", 2, "LOAD, STORE: Base"),
 )
@@ -106,16 +106,16 @@ INSTRUCTION_LOAD_WORDS = 2
 HEADER0 = Layout(
     "header0",
     ("tile", 15, "first tile"),
-    ("tiles", 15, "number of tiles; 0: the job has no steps and passes as many phases as `steps` says"),
+    ("tiles", 15, "number of tiles; 0: the task has no steps and passes as many sections as `steps` says"),
     ("channel", 12, "first entry of the channel table"),
     ("columns", 7, "columns that hold results, from column 0"),
     ("residual", 1, "1: add a residual"),
     ("reduce", 1, "1: sum all lanes; the result is lane 0"),
     ("wide", 1, "1: hand the sums out whole, as planes of nibbles"),
-    ("signal", 1, "1: tiles that carry `signal` end a phase"),
-    ("layer", 1, "1: the layer's last job"),
-    ("last", 1, "1: the run's last job"),
-    ("epoch", 6, "epochs to wait for, more than the job before (the run's first: than the picture's first)"),
+    ("signal", 1, "1: tiles that carry `signal` end a section"),
+    ("layer", 1, "1: the layer's last task"),
+    ("last", 1, "1: the run's last task"),
+    ("epoch", 6, "epochs to wait for, more than the task before (the run's first: than the picture's first)"),
 )
 HEADER1 = Layout(
     "header1",
@@ -148,8 +148,8 @@ TILE = Layout(
     ("taps", 16, "first entry of its row of taps"),
     ("input", 16, "word of the input plane"),
     ("output", 16, "word of the output plane"),
-    ("epoch", 6, "epochs to wait for, more than the job's"),
-    ("signal", 1, "1: ends a phase, in jobs with `signal`"),
+    ("epoch", 6, "epochs to wait for, more than the task's"),
+    ("signal", 1, "1: ends a section, in tasks with `signal`"),
 )
 TAP = Layout("tap", ("offset", -20, "pixels from the tile's input word"), ("mask", 12, "entry of the mask table"))
 

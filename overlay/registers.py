@@ -105,7 +105,7 @@ REGISTERS = _number(
         Register(
             "epochs",
             "ro",
-            "Phases that the groups have passed since reset, modulo 256.",
+            "Sections that the groups have passed since reset, modulo 256.",
             Layout("epochs", *((f"group{g}", 8, "of this group, if there is one") for g in range(4))),
         ),
         Register("error_address", "ro", "Bus address of the burst that failed."),

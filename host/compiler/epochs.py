@@ -1,7 +1,7 @@
 """Epochs: who waits for whom (overlay/instructions.py says what the hardware does with them).
 
-Each operator has a few *phases*. A group's tiles of an operator are cut into as many parts, and the last tile of each
-part carries a signal. Epoch e means: phases up to e are written, whichever group does them. So
+Each operator has a few *sections*. A group's tiles of an operator are cut into as many parts, and the last tile of each
+part carries a signal. Epoch e means: sections up to e are written, whichever group does them. So
 
     a tile waits for the epoch in which the last word that it reads was written             (what it reads is there)
     an operator waits until nothing is read any more from where it writes              (what it overwrites is dead)
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentei.host.compiler.placement import Placement, last_uses
-from sentei.host.compiler.steps import Job
 from sentei.host.compiler.tables import Tile
+from sentei.host.compiler.tasks import Task
 from sentei.host.network.ir import Network
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.instructions import EPOCH_BITS, HEADER0, HEADER1
 
-MAX_PHASES = 8  # of an operator
+MAX_SECTIONS = 8  # of an operator
 MAX_EPOCHS = (1 << EPOCH_BITS) * 3 // 8  # of a picture: two of them and some to spare in half of the counter's range
 FURTHEST_BACK = 48  # an operator waits at least for what was written so many epochs before it
 LARGEST_DELAY = (1 << HEADER0["epoch"].width) - 1
@@ -31,9 +31,9 @@ LONG_AGO = -(1 << EPOCH_BITS)
 
 
 @dataclass
-class Phases:
-    """One operator's phases: epochs `first` + 1 to `last`. `signals` tells for each group, job and tile whether it ends
-    a phase; `written` int64 (C, words of a plane) is the epoch in which each word of the output is written."""
+class Sections:
+    """One operator's sections: epochs `first` + 1 to `last`. `signals` tells for each group, task and tile whether it
+    ends a section; `written` int64 (C, words of a plane) is the epoch in which each word of the output is written."""
 
     first: int
     last: int
@@ -41,34 +41,34 @@ class Phases:
     written: np.ndarray
 
 
-def phases_limit(operators: int, name: str) -> int:
-    """Phases that each of so many operators may have."""
-    limit = min(MAX_PHASES, MAX_EPOCHS // operators)
+def sections_limit(operators: int, name: str) -> int:
+    """Sections that each of so many operators may have."""
+    limit = min(MAX_SECTIONS, MAX_EPOCHS // operators)
     if not limit:
         raise CapacityError(f"{name}: has {operators} operators, more than {MAX_EPOCHS}; split it")
     return limit
 
 
-def cut(shares: list[list[Job]], tiles: list[Tile], target: Placement, first: int, limit: int) -> Phases:
-    """Cut an operator that is shared out like this into at most `limit` phases."""
-    lengths = [sum(len(job.tiles) for job in jobs) for jobs in shares]
+def cut(shares: list[list[Task]], tiles: list[Tile], target: Placement, first: int, limit: int) -> Sections:
+    """Cut an operator that is shared out like this into at most `limit` sections."""
+    lengths = [sum(len(task.tiles) for task in tasks) for tasks in shares]
     count = min([limit, *(length for length in lengths if length)])
     written = np.full((target.layout.channels, target.layout.plane_words), first, np.int64)
     signals: list[list[list[bool]]] = []
-    for jobs, length in zip(shares, lengths, strict=True):
-        ends = {-(-(phase + 1) * length // count) - 1 for phase in range(count)}
-        item, phase = 0, first + 1
+    for tasks, length in zip(shares, lengths, strict=True):
+        ends = {-(-(section + 1) * length // count) - 1 for section in range(count)}
+        item, section = 0, first + 1
         signals.append([])
-        for job in jobs:
-            channels = slice(job.block.first, job.block.first + job.block.channels)
+        for task in tasks:
+            channels = slice(task.block.first, task.block.first + task.block.channels)
             signals[-1].append([])
-            for tile in job.tiles:
+            for tile in task.tiles:
                 word = tiles[tile].target
-                written[channels, word] = np.maximum(written[channels, word], phase)
+                written[channels, word] = np.maximum(written[channels, word], section)
                 signals[-1][-1].append(item in ends)
-                phase += item in ends
+                section += item in ends
                 item += 1
-    return Phases(first, first + count, signals, written)
+    return Sections(first, first + count, signals, written)
 
 
 def needs(tiles: list[Tile], written: np.ndarray) -> np.ndarray:
@@ -79,16 +79,16 @@ def needs(tiles: list[Tile], written: np.ndarray) -> np.ndarray:
 def late_channels(needed: np.ndarray, first: int) -> np.ndarray:
     """bool (C,): input channels that steps should read last, given `needs` and the epoch before the operator's first.
 
-    They are those written in the very last phase, if even the first tile needs them and not others.
+    They are those written in the very last section, if even the first tile needs them and not others.
     """
     late = needed[0] == first
     return late if late.any() and not late.all() else np.zeros(len(late), bool)
 
 
-def overwriting(network: Network, placed: dict[str, Placement], phases: list[Phases], total: int) -> list[int]:
+def overwriting(network: Network, placed: dict[str, Placement], sections: list[Sections], total: int) -> list[int]:
     """For each operator the epoch that it must wait for before it writes: until then, what lies there is read.
 
-    `phases` are those of the operators, `total` is the number of epochs of a picture.
+    `sections` are those of the operators, `total` is the number of epochs of a picture.
     """
     uses = last_uses(network)
     made = {op.output: index for index, op in enumerate(network.ops)} | {network.input: -1}
@@ -98,7 +98,7 @@ def overwriting(network: Network, placed: dict[str, Placement], phases: list[Pha
         for name, other in placed.items():
             if name == network.output or not overlap(placed[op.output], other):
                 continue
-            done = phases[uses[name]].last
+            done = sections[uses[name]].last
             wait = max(wait, done if made[name] < index else done - total)
         waits.append(wait)
     return waits
@@ -111,17 +111,17 @@ def overlap(one: Placement, other: Placement) -> bool:
 
 @dataclass(frozen=True)
 class Waits:
-    """What a job's header and tiles carry: epochs to wait for, relative to one another."""
+    """What a task's header and tiles carry: epochs to wait for, relative to one another."""
 
-    epoch: int  # of the job, counted from the picture's start
+    epoch: int  # of the task, counted from the picture's start
     tiles: list[int]  # more than that, of each tile
     late: int  # more than that, of late steps
 
 
-def waits_of(job: Job, needed: np.ndarray, last: int, running: int, first: int) -> Waits:
-    """The waits of a job whose tiles need `needed` (tiles of the job,) and whose late steps `last`.
+def waits_of(task: Task, needed: np.ndarray, last: int, running: int, first: int) -> Waits:
+    """The waits of a task whose tiles need `needed` (tiles of the task,) and whose late steps `last`.
 
-    `running` is what the group's job before waited for, `first` the epoch before the operator's first.
+    `running` is what the group's task before waited for, `first` the epoch before the operator's first.
     """
     epoch = max(running, int(needed.min()), int(needed.max()) - LARGEST_DELAY, first - FURTHEST_BACK)
     if last > first - FURTHEST_BACK:

@@ -1,0 +1,191 @@
+"""Writes a program's instructions, and lays out the data that they load.
+
+prologue   once: tables, channel entries, the streams that stay on chip
+picture    overlaps with the pictures before and after it
+trace      layer by layer; every layer's output is stored
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sentei.host.compiler.epochs import overlap
+from sentei.host.compiler.pack import Streams, pack_entries
+from sentei.host.compiler.placement import Placement, last_uses
+from sentei.host.compiler.plan import StreamPlan, runs_since_address_was_used
+from sentei.host.compiler.schedule import Layer
+from sentei.host.compiler.tables import Tables
+from sentei.host.network.ir import Network
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import LOAD_BITS, Geometry
+from sentei.overlay.instructions import (
+    EPOCH_BITS,
+    EVERYTHING,
+    INSTRUCTION,
+    INSTRUCTION_LOAD_WORDS,
+    Base,
+    Memory,
+    Opcode,
+    Start,
+    Until,
+    load_words,
+)
+from sentei.overlay.program import TensorInfo
+
+ALIGNMENT = 64  # bytes; segments start at multiples of it
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Emitter:
+    """The program while it grows: call `prologue`, then `picture`, then `trace`; each returns where it begins, counted
+    in instructions. `trace` leaves in `traced` and `trace_bytes` what it stores."""
+
+    def __init__(
+        self,
+        network: Network,
+        geometry: Geometry,
+        placed: Mapping[str, Placement],
+        exclusive: bool,
+        layers: list[Layer],
+        plan: StreamPlan,
+        streams: Streams,
+    ):
+        self.network, self.geometry, self.placed, self.exclusive = network, geometry, placed, exclusive
+        self.layers, self.plan, self.streams = layers, plan, streams
+        self.total = layers[-1].sections.last
+        self.instructions: list[int] = []
+        self.segments: list[bytes] = []
+        self.data_bytes = geometry.instruction_words * LOAD_BITS // 8  # the instructions come first
+        self.stream_loads: list[list[dict[str, int]]] = []  # of each run, fields of its LOADs
+        self.traced: list[TensorInfo] = []
+        self.trace_bytes = 0
+
+    def prologue(self, tables: Tables) -> int:
+        entry = len(self.instructions)
+        for memory, entries in ((Memory.TILE, tables.tiles), (Memory.TAP, tables.taps), (Memory.MASK, tables.masks)):
+            self._emit(Opcode.LOAD, **self._segment(memory, pack_entries(entries, memory, self.geometry)))
+        for unit, entries in enumerate(self.streams.channels):
+            if entries:
+                content = pack_entries(entries, Memory.CHANNEL, self.geometry)
+                self._emit(Opcode.LOAD, **self._segment(Memory.CHANNEL, content, units=1 << unit))
+        for index, (run, address) in enumerate(zip(self.plan.runs, self.plan.addresses, strict=True)):
+            self.stream_loads.append(
+                [
+                    self._segment(Memory.STREAM, content, address, 1 << group)
+                    for group, content in enumerate(run.contents())
+                ]
+            )
+            if not run.chunk:
+                self._load_streams(index)
+        self._emit(Opcode.SYNC, units=Until.LOADED)
+        self._emit(Opcode.END)
+        return entry
+
+    def picture(self) -> int:
+        entry = len(self.instructions)
+        runs = self.plan.runs
+        self._load_input()
+        for index, run in enumerate(runs):
+            if run.chunk:
+                since = runs_since_address_was_used(self.plan, index)
+                self._emit(Opcode.SYNC, units=Until.RUNS, count=since - 1)
+                self._load_streams(index)
+            until = Until.LOADED if run.chunk or index == 0 else Until(0)
+            if index == len(runs) - 1:
+                until |= Until.STORED
+            if until:
+                self._emit(Opcode.SYNC, units=until)
+            self._emit(Opcode.RUN, run.epoch, address=self.plan.addresses[index])
+        self._store(self.network.output, 0, self.total)
+        self._emit(Opcode.END, count=self.total)
+        return entry
+
+    def trace(self) -> int:
+        entry = len(self.instructions)
+        runs = self.plan.runs
+        self._load_input()
+        for index, run in enumerate(runs):
+            self._emit(Opcode.SYNC, units=EVERYTHING)
+            if run.chunk:
+                self._load_streams(index)
+                self._emit(Opcode.SYNC, units=EVERYTHING)
+            for number in run.layers:
+                resume = Start.RESUME if number != run.layers[0] else Start(0)
+                self._emit(Opcode.RUN, run.epoch, address=self.plan.addresses[index], units=Start.LAYER | resume)
+                if run.chunk and index + 1 < len(runs) and runs[index + 1].layers == run.layers:
+                    continue
+                self._emit(Opcode.SYNC, units=EVERYTHING)
+                self._store_traced(number)
+                self._emit(Opcode.SYNC, units=EVERYTHING)
+        self._emit(Opcode.END, count=self.total)
+        return entry
+
+    def tensor_info(self, name: str, offset: int) -> TensorInfo:
+        """What the driver needs to know of a tensor that is stored at `offset` bytes of a buffer."""
+        op = next(op for op in self.network.ops if op.output == name)
+        wide = op.requantize is None
+        correction = tuple(int(value) for value in self.streams.corrections) if wide else ()
+        return TensorInfo(name, self.placed[name].layout, offset, correction)
+
+    def data(self) -> bytes:
+        """Instructions and data. CapacityError if there are too many instructions."""
+        geometry = self.geometry
+        if self.instruction_load_words > geometry.instruction_words:
+            raise CapacityError(
+                f"{self.network.name}: needs {self.instruction_load_words} instruction words, "
+                f"the geometry has {geometry.instruction_words}; use one with more"
+            )
+        size = INSTRUCTION_LOAD_WORDS * LOAD_BITS // 8
+        code = b"".join(instruction.to_bytes(size, "little") for instruction in self.instructions)
+        return code.ljust(geometry.instruction_words * LOAD_BITS // 8, b"\0") + b"".join(self.segments)
+
+    @property
+    def instruction_load_words(self) -> int:
+        return len(self.instructions) * INSTRUCTION_LOAD_WORDS
+
+    def _emit(self, opcode: Opcode, epoch: int = 0, **fields: int) -> None:
+        self.instructions.append(INSTRUCTION.pack(opcode=opcode, epoch=epoch % (1 << EPOCH_BITS), **fields))
+
+    def _segment(self, memory: Memory, content: bytes, address: int = 0, units: int = 0) -> dict[str, int]:
+        """Add a segment to the data; returns the fields of its LOAD."""
+        count = len(content) // (load_words(memory, self.geometry) * LOAD_BITS // 8)
+        offset = self.data_bytes
+        self.segments.append(content.ljust(aligned(len(content)), b"\0"))
+        self.data_bytes += len(self.segments[-1])
+        return dict(memory=memory, units=units, address=address, count=count, base=Base.PROGRAM, offset=offset)
+
+    def _load_input(self) -> None:
+        source = self.placed[self.network.input]
+        if self.exclusive:
+            self._emit(Opcode.SYNC, self._input_is_free() - self.total, units=Until.EPOCH)
+        else:
+            self._emit(Opcode.SYNC, units=EVERYTHING)
+        words = source.layout.words
+        self._emit(Opcode.LOAD, memory=Memory.ACTIVATION, address=source.address, count=words, base=Base.INPUT)
+
+    def _input_is_free(self) -> int:
+        """The epoch from which on nobody uses the words of the network's input."""
+        source, uses = self.placed[self.network.input], last_uses(self.network)
+        return max(
+            self.layers[uses[name]].sections.last
+            for name, other in self.placed.items()
+            if overlap(source, other) and name != self.network.output
+        )
+
+    def _load_streams(self, run: int) -> None:
+        for fields in self.stream_loads[run]:
+            self._emit(Opcode.LOAD, **fields)
+
+    def _store(self, name: str, offset: int, epoch: int) -> None:
+        where = self.placed[name]
+        words = where.layout.words
+        self._emit(Opcode.STORE, epoch, address=where.address, count=words, base=Base.OUTPUT, offset=offset)
+
+    def _store_traced(self, layer: int) -> None:
+        name = self.network.ops[layer].output
+        self._store(name, self.trace_bytes, self.layers[layer].sections.last)
+        self.traced.append(self.tensor_info(name, self.trace_bytes))
+        self.trace_bytes += aligned(self.placed[name].layout.words * self.geometry.word_bytes)

@@ -1,0 +1,139 @@
+"""Plans the stream memory: what stays on chip, what is loaded for each picture, and where.
+
+The groups' streams of all operators stay on chip if they can. Otherwise the largest operators are cut into *chunks*
+that are loaded for each picture, while the run before computes, into the two halves of what is left of the stream
+memory in turn; the others form *segments* of the stream memory. A run does one chunk or one segment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from sentei.host.compiler.pack import Packed, Streams, pack_empty
+from sentei.host.network.ir import Network
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Run:
+    """One RUN instruction: the `layers` that it does, each group's tasks, and the epoch that the first header counts
+    from. A chunk is a part of one layer and is loaded for each picture."""
+
+    layers: range
+    tasks: list[list[Packed]]
+    chunk: bool
+
+    @property
+    def epoch(self) -> int:
+        return min(tasks[0].epoch for tasks in self.tasks)
+
+    @property
+    def words(self) -> int:
+        """Stream words that it needs, the same addresses in every group."""
+        return max(sum(task.words for task in tasks) for tasks in self.tasks)
+
+    def contents(self) -> list[bytes]:
+        """Each group's stream."""
+        streams = []
+        for tasks in self.tasks:
+            base, parts = self.epoch, []
+            for index, task in enumerate(tasks):
+                parts += [task.header(base, index == len(tasks) - 1), task.steps]
+                base = task.epoch
+            streams.append(b"".join(parts))
+        return streams
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The runs of a picture and the stream address of each; chunks take one of `buffers` places in turn: with two, a
+    chunk is loaded while the run before it computes."""
+
+    runs: list[Run]
+    addresses: list[int]
+    buffers: int
+
+
+def plan_streams(streams: Streams, geometry: Geometry, network: Network) -> StreamPlan:
+    """Keep on chip what fits, the largest layers last. The last layer has a run of its own: it may not begin before
+    the previous picture's result is stored."""
+    lengths = [max(sum(task.words for task in tasks) for tasks in shares) for shares in streams.tasks]
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+    def longest_task(layer: int) -> int:
+        return max(task.words for tasks in streams.tasks[layer] for task in tasks)
+
+    for buffers, count in product((2, 1), range(len(lengths) + 1)):
+        segments = make_segments(streams, set(order[:count]))
+        room = geometry.stream_words - sum(run.words for run in segments if not run.chunk)
+        place = room // buffers
+        if place >= max(map(longest_task, order[:count]), default=0):
+            break
+    else:
+        worst = max(range(len(lengths)), key=longest_task)
+        raise CapacityError(
+            f"{network.name}: {network.ops[worst].name}: one block of output channels needs {longest_task(worst)} "
+            f"stream words, the geometry has {geometry.stream_words}; use a geometry with more stream_words, or fewer "
+            "input channels"
+        )
+    runs, addresses = [], []
+    free, turn = buffers * place if count else 0, 0
+    for segment in segments:
+        if not segment.chunk:
+            runs.append(segment)
+            addresses.append(free)
+            free += segment.words
+            continue
+        for chunk in make_chunks(segment, place, geometry):
+            runs.append(chunk)
+            addresses.append(turn * place)
+            turn = (turn + 1) % buffers
+    return StreamPlan(runs, addresses, buffers)
+
+
+def make_segments(streams: Streams, streamed: set[int]) -> list[Run]:
+    """Runs of consecutive layers that stay on chip, and streamed layers by themselves."""
+    runs: list[Run] = []
+    begin = 0
+    layers = len(streams.tasks)
+    groups = range(len(streams.tasks[0]))
+    for index in range(layers):
+        last = index == layers - 1
+        alone = index in streamed
+        ends = last or alone or index + 1 in streamed or index + 1 == layers - 1
+        if ends:
+            members = range(begin, index + 1)
+            tasks = [[task for layer in members for task in streams.tasks[layer][group]] for group in groups]
+            runs.append(Run(members, tasks, alone))
+            begin = index + 1
+    return runs
+
+
+def make_chunks(run: Run, words: int, geometry: Geometry) -> list[Run]:
+    """Cut a streamed layer into runs of at most `words`; each task whole. Every group has a task in each of them."""
+    waiting = [list(tasks) for tasks in run.tasks]
+    chunks = []
+    while any(waiting):
+        taken: list[list[Packed]] = []
+        for tasks in waiting:
+            taken.append([])
+            used = 0
+            while tasks and used + tasks[0].words <= words:
+                used += tasks[0].words
+                taken[-1].append(tasks.pop(0))
+        epoch = min(tasks[0].epoch for tasks in taken if tasks)
+        nothing = pack_empty(0, epoch, False, geometry)
+        chunks.append(Run(run.layers, [tasks or [nothing] for tasks in taken], True))
+    return chunks
+
+
+def runs_since_address_was_used(plan: StreamPlan, index: int) -> int:
+    """How many runs ago, this one included, a chunk's address was used before, in this picture or the one before."""
+    count = len(plan.runs)
+    for distance in range(1, count + 1):
+        other = (index - distance) % count
+        if plan.runs[other].chunk and plan.addresses[other] == plan.addresses[index]:
+            return distance
+    raise AssertionError("a run uses its own address")

@@ -1,0 +1,71 @@
+"""Every operator's tasks and epochs: who does what on which tiles, and what each waits for."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from sentei.host.compiler.blocks import blocks_of, tiles_of
+from sentei.host.compiler.epochs import (
+    LONG_AGO,
+    Sections,
+    cut,
+    late_channels,
+    needs,
+    sections_limit,
+)
+from sentei.host.compiler.placement import Placement
+from sentei.host.compiler.tables import Tables, Tile
+from sentei.host.compiler.tasks import Task, spread
+from sentei.host.network.ir import Conv, Network, Pool
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import Geometry
+
+
+@dataclass
+class Layer:
+    """One operator, scheduled: its tiles, each group's tasks, and the epochs."""
+
+    op: Conv | Pool
+    tiles: list[Tile]
+    shares: list[list[Task]]
+    sections: Sections
+    needed: np.ndarray  # int64 (tiles,): the epoch that each tile waits for
+    last: int  # the epoch that late steps wait for; LONG_AGO if there are none
+
+
+def schedule(network: Network, placed: dict[str, Placement], tables: Tables, geometry: Geometry) -> list[Layer]:
+    """Every operator's tasks and epochs, adding to `tables` what they need."""
+    limit = sections_limit(len(network.ops), network.name)
+    source = placed[network.input].layout
+    written = {network.input: np.full((source.channels, source.plane_words), LONG_AGO)}
+    layers: list[Layer] = []
+    load = [0] * geometry.groups
+    for op in network.ops:
+        with naming(network, op):
+            first = layers[-1].sections.last if layers else 0
+            tiles, words = tiles_of(op, placed, tables)
+            needed = needs(tiles, written[op.input])
+            late = late_channels(needed, first) if isinstance(op, Conv) else np.zeros(needed.shape[1], bool)
+            shares = spread(blocks_of(op, placed, words, late, geometry), len(tiles), load, geometry)
+            sections = cut(shares, tiles, placed[op.output], first, limit)
+            written[op.output] = sections.written
+            of_tiles = needed[:, ~late].max(axis=1)
+            if op.requantize is not None and op.requantize.residual is not None:
+                added = written[op.requantize.residual]
+                of_tiles = np.maximum(of_tiles, [added[:, tile.target].max() for tile in tiles])
+            last = int(needed.max()) if late.any() else LONG_AGO
+            layers.append(Layer(op, tiles, shares, sections, of_tiles, last))
+    return layers
+
+
+@contextmanager
+def naming(network: Network, op: Conv | Pool):
+    """Has a CapacityError name network and operator."""
+    try:
+        yield
+    except CapacityError as error:
+        text = str(error).removeprefix(f"{op.name}: ")
+        raise CapacityError(f"{network.name}: {op.name}: {text}") from error
