@@ -1,0 +1,1 @@
+"""Software on the host: from a model file to a program, and to its results."""

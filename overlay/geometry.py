@@ -20,6 +20,7 @@ ACTIVATION_BITS = 4
 WEIGHT_BITS = 4
 MAX_PIXELS = 1 << 19  # what a tap's signed offset reaches
 LOAD_BITS = 64  # unit of the loader: every memory's entry is a whole number of such words
+WIDE_BITS = 24  # of sums after the array, joined from several passes
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Geometry:
     groups: int = 4
     requantizers: int = 2
     accumulator_bits: int = 16  # in the array
-    wide_bits: int = 24  # after the array: joined sums, thresholds, logits
+    wide_bits: int = WIDE_BITS  # after the array: joined sums, thresholds, logits
     search_bits: int = 23  # of the search among thresholds, which lie up to 2^(search_bits - 4) apart
     activation_words: int = 8192
     stream_words: int = 8192  # per group: task headers and steps

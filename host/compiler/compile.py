@@ -16,7 +16,8 @@ from sentei.host.compiler.plan import plan_streams
 from sentei.host.compiler.schedule import schedule
 from sentei.host.compiler.steps import weight_digits
 from sentei.host.compiler.tables import Tables
-from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, check, residual_codes
+from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, residual_codes
+from sentei.host.network.law import check
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.program import LayerInfo, Program

@@ -1,0 +1,1 @@
+"""Data sets from the files they are published as, with numpy alone."""

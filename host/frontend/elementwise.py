@@ -1,4 +1,4 @@
-"""Elementwise operators: each appends one float32 step to a stream's chain, or adds a second tensor to it."""
+"""Elementwise operators: each appends one float32 operation to an activation's chain, or adds a second tensor to it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.float_chain import AddTensor, Clamp, Divide, Offset, Scale
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator, channels_of
-from sentei.host.frontend.values import QUANTIZE_IT, Stream
+from sentei.host.frontend.values import QUANTIZE_IT, Activation
 
 
-def add(translator: Translator, node: Node) -> Stream:
-    if not all(isinstance(translator.values[name], Stream) for name in node.inputs):
-        index = 0 if isinstance(translator.values[node.inputs[0]], Stream) else 1
-        stream = translator.bare_stream(node, index)
-        return stream.then(Offset(translator.per_channel(node, 1 - index, stream)))
-    return add_residual(translator, node, translator.bare_stream(node, 0), translator.bare_stream(node, 1))
+def add(translator: Translator, node: Node) -> Activation:
+    if not all(isinstance(translator.values[name], Activation) for name in node.inputs):
+        index = 0 if isinstance(translator.values[node.inputs[0]], Activation) else 1
+        activation = translator.bare_activation(node, index)
+        return activation.then(Offset(translator.per_channel(node, 1 - index, activation)))
+    return add_residual(translator, node, translator.bare_activation(node, 0), translator.bare_activation(node, 1))
 
 
-def add_residual(translator: Translator, node: Node, left: Stream, right: Stream) -> Stream:
+def add_residual(translator: Translator, node: Node, left: Activation, right: Activation) -> Activation:
     """One side becomes the operator's residual: a stored tensor of at most 4 bits. The other is the accumulator."""
     if left.shape != right.shape or left.flat != right.flat:
         shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
@@ -43,48 +43,48 @@ def add_residual(translator: Translator, node: Node, left: Stream, right: Stream
     return replace(main.then(AddTensor(residual.source, residual.chain)), label=str(node))
 
 
-def sub(translator: Translator, node: Node) -> Stream:
-    require_one_stream(translator, node)
-    if isinstance(translator.values[node.inputs[0]], Stream):
-        stream = translator.bare_stream(node)
-        return stream.then(Offset(-translator.per_channel(node, 1, stream)))
-    stream = translator.bare_stream(node, 1)
-    constant = translator.per_channel(node, 0, stream)
+def sub(translator: Translator, node: Node) -> Activation:
+    require_one_activation(translator, node)
+    if isinstance(translator.values[node.inputs[0]], Activation):
+        activation = translator.bare_activation(node)
+        return activation.then(Offset(-translator.per_channel(node, 1, activation)))
+    activation = translator.bare_activation(node, 1)
+    constant = translator.per_channel(node, 0, activation)
     # c - x and -x + c are the same float32 operation.
-    return stream.then(Scale(np.full_like(constant, -1)), Offset(constant))
+    return activation.then(Scale(np.full_like(constant, -1)), Offset(constant))
 
 
-def mul(translator: Translator, node: Node) -> Stream:
-    require_one_stream(translator, node)
-    index = 0 if isinstance(translator.values[node.inputs[0]], Stream) else 1
-    stream = translator.bare_stream(node, index)
-    return stream.then(Scale(translator.per_channel(node, 1 - index, stream)))
+def mul(translator: Translator, node: Node) -> Activation:
+    require_one_activation(translator, node)
+    index = 0 if isinstance(translator.values[node.inputs[0]], Activation) else 1
+    activation = translator.bare_activation(node, index)
+    return activation.then(Scale(translator.per_channel(node, 1 - index, activation)))
 
 
-def div(translator: Translator, node: Node) -> Stream:
-    require_one_stream(translator, node)
-    if not isinstance(translator.values[node.inputs[0]], Stream):
+def div(translator: Translator, node: Node) -> Activation:
+    require_one_activation(translator, node)
+    if not isinstance(translator.values[node.inputs[0]], Activation):
         raise UnsupportedOperator(f"{node}: divides a constant by activations: only division by constants is supported")
-    stream = translator.bare_stream(node)
-    divisor = translator.per_channel(node, 1, stream)
+    activation = translator.bare_activation(node)
+    divisor = translator.per_channel(node, 1, activation)
     if not divisor.all():
         raise UnsupportedAttribute(f"{node}: divides by zero: use finite constants")
-    return stream.then(Divide(divisor))
+    return activation.then(Divide(divisor))
 
 
-def neg(translator: Translator, node: Node) -> Stream:
-    stream = translator.bare_stream(node)
-    return stream.then(Scale(np.full(stream.shape.channels, -1, np.float32)))
+def neg(translator: Translator, node: Node) -> Activation:
+    activation = translator.bare_activation(node)
+    return activation.then(Scale(np.full(activation.shape.channels, -1, np.float32)))
 
 
-def require_one_stream(translator: Translator, node: Node) -> None:
-    if all(isinstance(translator.values[name], Stream) for name in node.inputs):
+def require_one_activation(translator: Translator, node: Node) -> None:
+    if all(isinstance(translator.values[name], Activation) for name in node.inputs):
         raise UnsupportedOperator(f"{node}: {node.op_type} of two activations is not supported: only Add is")
 
 
-def batch_normalization(translator: Translator, node: Node) -> Stream:
+def batch_normalization(translator: Translator, node: Node) -> Activation:
     """y = x * factor + offset, with onnxruntime's own float32 rounding of both (on x86-64, which fuses no addition)."""
-    stream = translator.bare_stream(node)
+    activation = translator.bare_activation(node)
     if node.attributes.get("training_mode", 0):
         raise UnsupportedAttribute(f"{node}: training_mode must be 0, not 1: export the model in evaluation mode")
     gamma, beta, mean, variance = (
@@ -92,26 +92,26 @@ def batch_normalization(translator: Translator, node: Node) -> Stream:
     )
     epsilon = np.float32(node.attributes.get("epsilon", 1e-5))
     factor = (np.float32(1) / np.sqrt(variance + epsilon)) * gamma
-    trailing = () if stream.flat else (1, 1)
-    parts = [channels_of(node, part.reshape(-1, *trailing), stream) for part in (factor, beta - mean * factor)]
-    return stream.then(Scale(parts[0]), Offset(parts[1]))
+    trailing = () if activation.flat else (1, 1)
+    parts = [channels_of(node, part.reshape(-1, *trailing), activation) for part in (factor, beta - mean * factor)]
+    return activation.then(Scale(parts[0]), Offset(parts[1]))
 
 
-def relu(translator: Translator, node: Node) -> Stream:
-    return translator.bare_stream(node).then(Clamp(np.float32(0), np.float32(np.inf)))
+def relu(translator: Translator, node: Node) -> Activation:
+    return translator.bare_activation(node).then(Clamp(np.float32(0), np.float32(np.inf)))
 
 
-def clip(translator: Translator, node: Node) -> Stream:
+def clip(translator: Translator, node: Node) -> Activation:
     limits = []
     for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
         array = translator.array(node, index, name)
         limits.append(np.float32(node.attributes.get(name, default) if array is None else array.reshape(-1)[0]))
     if not limits[0] <= limits[1]:
         raise UnsupportedAttribute(f"{node}: min must not exceed max, not {limits[0]} and {limits[1]}")
-    return translator.bare_stream(node).then(Clamp(*limits))
+    return translator.bare_activation(node).then(Clamp(*limits))
 
 
-HANDLERS: dict[str, Callable[[Translator, Node], Stream]] = {
+HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {
     "Add": add,
     "BatchNormalization": batch_normalization,
     "Clip": clip,

@@ -1,11 +1,11 @@
 """The model's float32 arithmetic between an integer accumulator and a quantizer, one object for each float operation.
 
-    accumulator --> Start --> step --> step --> ... --> Quantizer --> level
+    accumulator --> Start --> operation --> operation --> ... --> Quantizer --> level
       integer       float32   float32                                 integer
 
-The steps are what onnxruntime and qonnx execute, in graph order, each one correctly rounded float32 operation. Every
-step is monotone (rounding keeps order), hence so is the whole chain: `host/frontend/thresholds.py` turns it into
-thresholds by evaluating it, not by reasoning about it.
+The operations are what onnxruntime and qonnx execute, in graph order, each one correctly rounded in float32. Every one
+is monotone (rounding keeps order), hence so is the whole chain: `host/frontend/thresholds.py` turns it into thresholds
+by evaluating it, not by reasoning about it.
 
 Arrays inside a chain are (C, ...): channels first, then anything.
 """
@@ -164,31 +164,31 @@ class AddTensor:
         return np.ones(1, bool)
 
 
-Step = Scale | Divide | Offset | Clamp | AddTensor
+Operation = Scale | Divide | Offset | Clamp | AddTensor
 
 
 @dataclass(frozen=True)
 class Chain:
-    """`Start` and the steps after it."""
+    """`Start` and the operations after it."""
 
     start: Start
-    steps: tuple[Step, ...] = ()
+    operations: tuple[Operation, ...] = ()
 
     def __call__(self, integers: np.ndarray, residual: np.ndarray, side: int = 0) -> np.ndarray:
         """The model's float32 number (C, ...) for accumulators and residual integers (C, ...)."""
         x = self.start(integers, side)
         with np.errstate(over="ignore", invalid="ignore"):
-            for step in self.steps:
-                x = step(x, residual)
+            for operation in self.operations:
+                x = operation(x, residual)
         return x
 
-    def then(self, *steps: Step) -> Chain:
-        return Chain(self.start, self.steps + steps)
+    def then(self, *operations: Operation) -> Chain:
+        return Chain(self.start, self.operations + operations)
 
     @property
     def residual(self) -> str | None:
-        """Name of the tensor that a step adds, if any."""
-        return next((step.tensor for step in self.steps if isinstance(step, AddTensor)), None)
+        """Name of the tensor that an operation adds, if any."""
+        return next((operation.tensor for operation in self.operations if isinstance(operation, AddTensor)), None)
 
     @property
     def exact(self) -> bool:

@@ -1,7 +1,7 @@
 """QONNX to the integer IR: `load` walks a model's graph once and refuses, by name, what the array cannot compute.
 
     file --> model_file.read_graph --> one handler for each operator --> Network, checked
-                                 (translator, frontend_*)
+                                 (elementwise, pools, products, quantizers, shapes)
 
 Quant nodes say which values are integers: the one on the graph's input defines what the network is fed (integers; the
 model's own input is integer * scale), those on weights the kernels, those on activations where a convolution or pool
@@ -25,15 +25,14 @@ from sentei.host.errors import (
     UnsupportedModel,
     UnsupportedOperator,
 )
-from sentei.host.frontend import elementwise as elementwise
-from sentei.host.frontend import pools as pools
-from sentei.host.frontend import products as products
-from sentei.host.frontend import shapes as shapes
+from sentei.host.frontend import elementwise, pools, products, quantizers, shapes
+from sentei.host.frontend.builder import Builder
 from sentei.host.frontend.float_chain import Divide, Offset, Scale, is_power_of_two
 from sentei.host.frontend.model_file import Graph, read_graph
 from sentei.host.frontend.translator import Constant, RawInput, Translator
-from sentei.host.frontend.values import Builder, Stream
-from sentei.host.network.ir import Network, Shape, check
+from sentei.host.frontend.values import Activation
+from sentei.host.network.ir import Network, Shape
+from sentei.host.network.law import check
 
 HANDLERS = elementwise.HANDLERS | pools.HANDLERS | products.HANDLERS | shapes.HANDLERS
 
@@ -41,7 +40,8 @@ HANDLERS = elementwise.HANDLERS | pools.HANDLERS | products.HANDLERS | shapes.HA
 def load(source: str | Path | onnx.ModelProto) -> Network:
     """The integer network of a QONNX file, `ModelProto` or qonnx `ModelWrapper`; raises a `SenteiError`."""
     graph = read_graph(source)
-    translator = Translator(graph.opsets, {name: Constant(array) for name, array in graph.constants.items()}, HANDLERS)
+    constants = {name: Constant(array) for name, array in graph.constants.items()}
+    translator = Translator(graph.opsets, constants, HANDLERS, quantizers.HANDLERS)
     translator.values[graph.input] = raw_input(graph)
     for node in graph.nodes:
         try:
@@ -54,7 +54,7 @@ def load(source: str | Path | onnx.ModelProto) -> Network:
             ) from error
     output = translator.values[graph.output]
     builder = translator.builder
-    if not isinstance(output, Stream) or not (builder.ops or output.op or output.chain.steps):
+    if not isinstance(output, Activation) or not (builder.ops or output.op or output.chain.operations):
         raise UnsupportedModel(f"{graph.name}: the output {graph.output!r} must come from a convolution or a pool")
     name, scale, offset = network_output(builder, output, graph.output)
     return check(Network(graph.name, builder.tensors, tuple(builder.ops), graph.input, name, scale, offset))
@@ -73,49 +73,49 @@ def raw_input(graph: Graph) -> RawInput:
     return RawInput(graph.input, Shape(*extents, 1, 1) if flat else Shape(*extents), flat, graph.input_shape[0] or 1)
 
 
-def network_output(builder: Builder, stream: Stream, name: str) -> tuple[str, np.ndarray, np.ndarray]:
+def network_output(builder: Builder, activation: Activation, name: str) -> tuple[str, np.ndarray, np.ndarray]:
     """(tensor, output_scale, output_offset) of the graph's output; emits the operator that it waits for."""
-    place = f"output {name!r}, after {stream.label}"
-    if stream.stored_maximum:
-        stream = builder.as_plain(stream, place)
-    if stream.maximum is not None or stream.chain.residual is not None:
-        what = "a MaxPool of unquantized values" if stream.maximum else "an unquantized residual addition"
+    place = f"output {name!r}, after {activation.label}"
+    if activation.stored_maximum:
+        activation = builder.as_plain(activation, place)
+    if activation.maximum is not None or activation.chain.residual is not None:
+        what = "a MaxPool of unquantized values" if activation.maximum else "an unquantized residual addition"
         raise UnsupportedOperator(f"{place}: the network ends in {what}: end it with a Quant node of at most 4 bits")
-    if any(stream.pads):
+    if any(activation.pads):
         raise UnsupportedOperator(f"{place}: the network ends in a Pad: remove it")
-    scale, offset = output_affine(stream, place)
-    if stream.op is not None:
-        return builder.wide(stream, name), scale, offset
-    return stream.source, scale, offset
+    scale, offset = output_affine(activation, place)
+    if activation.op is not None:
+        return builder.wide(activation, name), scale, offset
+    return activation.source, scale, offset
 
 
-def output_affine(stream: Stream, place: str) -> tuple[np.ndarray, np.ndarray]:
+def output_affine(activation: Activation, place: str) -> tuple[np.ndarray, np.ndarray]:
     """float32 (scale, offset), each (C,), such that the chain is exactly `float32(integer) * scale + offset`.
 
     Factors that are powers of two round nothing and can be moved; of the others one is left, as is one addition.
     """
     remedy = "end the network with at most one Mul and one Add, or with a Quant node of at most 4 bits"
-    if not stream.chain.exact:
+    if not activation.chain.exact:
         raise InexactModel(
             f"{place}: the model's float sums are rounded, so its output is not a function of the accumulator: use "
             "power-of-two scales for input and weights, and MatMul followed by Add instead of a bias inside Gemm"
         )
-    scale, offset = stream.chain.start.unit, None
+    scale, offset = activation.chain.start.unit, None
     if not np.array_equal(scale.astype(np.float32), scale):
         raise InexactModel(f"{place}: input scale * weight scale is not a float32: use power-of-two scales")
-    for step in stream.chain.steps:
-        if isinstance(step, Divide) and is_power_of_two(step.divisor).all():
-            step = Scale(1 / step.divisor)
-        if isinstance(step, Scale):
-            factor = step.factor.astype(np.float64)
+    for operation in activation.chain.operations:
+        if isinstance(operation, Divide) and is_power_of_two(operation.divisor).all():
+            operation = Scale(1 / operation.divisor)
+        if isinstance(operation, Scale):
+            factor = operation.factor.astype(np.float64)
             free = is_power_of_two(factor)
             if not (free if offset is not None else free | is_power_of_two(scale)).all():
                 raise InexactModel(f"{place}: multiplies by {factor[~free][0]} after another rounding: {remedy}")
             scale = scale * factor
             offset = None if offset is None else offset * factor
-        elif isinstance(step, Offset) and offset is None:
-            offset = step.offset.astype(np.float64)
+        elif isinstance(operation, Offset) and offset is None:
+            offset = operation.offset.astype(np.float64)
         else:
-            raise UnsupportedOperator(f"{place}: a {type(step).__name__} cannot follow the accumulator: {remedy}")
+            raise UnsupportedOperator(f"{place}: a {type(operation).__name__} cannot follow the accumulator: {remedy}")
     offset = np.zeros_like(scale) if offset is None else offset
     return scale.astype(np.float32), offset.astype(np.float32)

@@ -12,79 +12,85 @@ from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.float_chain import Divide
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator, resolve_pads
-from sentei.host.frontend.values import QUANTIZE_IT, Stream
+from sentei.host.frontend.values import QUANTIZE_IT, Activation
 from sentei.host.network.ir import Pads, Pool, Shape
 
 
-def max_pool(translator: Translator, node: Node) -> Stream:
-    stream = pooled_stream(translator, node)
+def max_pool(translator: Translator, node: Node) -> Activation:
+    activation = pooled_activation(translator, node)
     if len(node.outputs) > 1 and any(node.outputs[1:]):
         raise UnsupportedAttribute(f"{node}: output Indices is not supported: use the maximum only")
     kernel, strides = window(translator, node)
-    return maximum(translator, node, stream, kernel, strides, resolve_pads(node, stream.shape, kernel, strides))
+    return maximum(translator, node, activation, kernel, strides, resolve_pads(node, activation.shape, kernel, strides))
 
 
-def global_max_pool(translator: Translator, node: Node) -> Stream:
-    stream = pooled_stream(translator, node)
-    return maximum(translator, node, stream, stream.shape[1:], (1, 1), Pads())
+def global_max_pool(translator: Translator, node: Node) -> Activation:
+    activation = pooled_activation(translator, node)
+    return maximum(translator, node, activation, activation.shape[1:], (1, 1), Pads())
 
 
-def maximum(translator: Translator, node: Node, stream: Stream, kernel: tuple, strides: tuple, pads: Pads) -> Stream:
+def maximum(
+    translator: Translator, node: Node, activation: Activation, kernel: tuple, strides: tuple, pads: Pads
+) -> Activation:
     """A maximum of a tensor where order allows, otherwise one that waits until its values are quantized."""
-    if stream.stored_maximum:
-        stream = translator.builder.as_plain(stream, str(node))
+    if activation.stored_maximum:
+        activation = translator.builder.as_plain(activation, str(node))
     if max(pads.top, pads.bottom) >= kernel[0] or max(pads.left, pads.right) >= kernel[1]:
         raise UnsupportedAttribute(f"{node}: pads must be smaller than the window {tuple(kernel)}, not {list(pads)}")
-    pool = Pool(node.name, stream.source, "", "max", kernel, strides, pads)
-    shape = pooled_shape(translator, node, stream.shape, pool)
-    if translator.may_be_residual(stream) and all(step.rises().all() for step in stream.chain.steps):
-        return replace(stream, op=pool, shape=shape, label=str(node))
-    if stream.maximum is not None:
+    pool = Pool(node.name, activation.source, "", "max", kernel, strides, pads)
+    shape = pooled_shape(translator, node, activation.shape, pool)
+    if translator.may_be_residual(activation) and all(
+        operation.rises().all() for operation in activation.chain.operations
+    ):
+        return replace(activation, op=pool, shape=shape, label=str(node))
+    if activation.maximum is not None:
         raise UnsupportedOperator(f"{node}: two MaxPool nodes before a Quant node: {QUANTIZE_IT}")
-    return replace(stream, maximum=pool, before=len(stream.chain.steps), shape=shape, label=str(node))
+    return replace(activation, maximum=pool, before=len(activation.chain.operations), shape=shape, label=str(node))
 
 
-def average_pool(translator: Translator, node: Node) -> Stream:
-    stream = pooled_stream(translator, node, padded=True)
+def average_pool(translator: Translator, node: Node) -> Activation:
+    activation = pooled_activation(translator, node, padded=True)
     kernel, strides = window(translator, node)
-    pads = resolve_pads(node, stream.shape, kernel, strides)
+    pads = resolve_pads(node, activation.shape, kernel, strides)
     if any(pads) and not node.attributes.get("count_include_pad", 0):
         raise UnsupportedAttribute(
             f"{node}: count_include_pad must be 1, not 0, with pads {list(pads)}: the divisor would depend on the place"
         )
-    return average(translator, node, stream, kernel, strides, pads)
+    return average(translator, node, activation, kernel, strides, pads)
 
 
-def global_average_pool(translator: Translator, node: Node) -> Stream:
-    stream = pooled_stream(translator, node, padded=True)
-    return average(translator, node, stream, stream.shape[1:], (1, 1), Pads())
+def global_average_pool(translator: Translator, node: Node) -> Activation:
+    activation = pooled_activation(translator, node, padded=True)
+    return average(translator, node, activation, activation.shape[1:], (1, 1), Pads())
 
 
-def reduce_mean(translator: Translator, node: Node) -> Stream:
-    stream = pooled_stream(translator, node, padded=True)
+def reduce_mean(translator: Translator, node: Node) -> Activation:
+    activation = pooled_activation(translator, node, padded=True)
     axes = translator.array(node, 1, "axes")
     axes = node.attributes.get("axes") if axes is None else axes.tolist()
     if sorted(axis % 4 for axis in axes or ()) != [2, 3]:
         raise UnsupportedAttribute(f"{node}: axes must be [2, 3], not {axes}: average over whole maps only")
-    result = average(translator, node, stream, stream.shape[1:], (1, 1), Pads())
+    result = average(translator, node, activation, activation.shape[1:], (1, 1), Pads())
     return replace(result, flat=not node.attributes.get("keepdims", 1))
 
 
-def average(translator: Translator, node: Node, stream: Stream, kernel: tuple, strides: tuple, pads: Pads) -> Stream:
+def average(
+    translator: Translator, node: Node, activation: Activation, kernel: tuple, strides: tuple, pads: Pads
+) -> Activation:
     """A sum, then onnxruntime's division by the window's size."""
-    stream = translator.builder.as_plain(stream, str(node))
-    pads = Pads(*(a + b for a, b in zip(pads, stream.pads, strict=True)))
-    pool = Pool(node.name, stream.source, "", "sum", kernel, strides, pads)
-    pooled_shape(translator, node, translator.builder.tensors[stream.source].shape, pool)
-    result = translator.accumulate(node, stream, pool, np.ones(stream.shape.channels, np.float32))
-    return result.then(Divide(np.full(stream.shape.channels, math.prod(kernel), np.float32)))
+    activation = translator.builder.as_plain(activation, str(node))
+    pads = Pads(*(a + b for a, b in zip(pads, activation.pads, strict=True)))
+    pool = Pool(node.name, activation.source, "", "sum", kernel, strides, pads)
+    pooled_shape(translator, node, translator.builder.tensors[activation.source].shape, pool)
+    result = translator.accumulate(node, activation, pool, np.ones(activation.shape.channels, np.float32))
+    return result.then(Divide(np.full(activation.shape.channels, math.prod(kernel), np.float32)))
 
 
-def pooled_stream(translator: Translator, node: Node, padded: bool = False) -> Stream:
-    stream = translator.stream(node) if padded else translator.bare_stream(node)
-    if stream.flat:
+def pooled_activation(translator: Translator, node: Node, padded: bool = False) -> Activation:
+    activation = translator.activation(node) if padded else translator.bare_activation(node)
+    if activation.flat:
         raise UnsupportedAttribute(f"{node}: must read (N, C, H, W), not flat activations: pool before Flatten")
-    return stream
+    return activation
 
 
 def pooled_shape(translator: Translator, node: Node, source: Shape, pool: Pool) -> Shape:
@@ -115,8 +121,8 @@ def window(translator: Translator, node: Node) -> tuple[tuple[int, int], tuple[i
     return kernel, strides
 
 
-def pad(translator: Translator, node: Node) -> Stream:
-    stream = translator.builder.as_plain(translator.stream(node), str(node))
+def pad(translator: Translator, node: Node) -> Activation:
+    activation = translator.builder.as_plain(translator.activation(node), str(node))
     mode = node.attributes.get("mode", "constant")
     amounts = translator.array(node, 1, "pads")
     amounts = node.attributes.get("pads") if amounts is None else amounts.tolist()
@@ -127,16 +133,16 @@ def pad(translator: Translator, node: Node) -> Stream:
     axes = translator.array(node, 3, "axes")
     axes = range(len(amounts) // 2) if axes is None else [axis % 4 for axis in axes.tolist()]
     by_axis = {axis: (amounts[i], amounts[i + len(amounts) // 2]) for i, axis in enumerate(axes)}
-    if stream.flat or any(pair != (0, 0) for axis, pair in by_axis.items() if axis < 2) or min(amounts) < 0:
+    if activation.flat or any(pair != (0, 0) for axis, pair in by_axis.items() if axis < 2) or min(amounts) < 0:
         raise UnsupportedAttribute(f"{node}: pads must be >= 0 and on height and width only, not {amounts}")
     (top, bottom), (left, right) = by_axis.get(2, (0, 0)), by_axis.get(3, (0, 0))
-    pads = Pads(*(a + b for a, b in zip(stream.pads, (top, left, bottom, right), strict=True)))
-    channels, height, width = stream.shape
+    pads = Pads(*(a + b for a, b in zip(activation.pads, (top, left, bottom, right), strict=True)))
+    channels, height, width = activation.shape
     shape = Shape(channels, height + top + bottom, width + left + right)
-    return replace(stream, pads=pads, shape=shape, label=str(node))
+    return replace(activation, pads=pads, shape=shape, label=str(node))
 
 
-HANDLERS: dict[str, Callable[[Translator, Node], Stream]] = {
+HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
     "GlobalMaxPool": global_max_pool,

@@ -15,36 +15,36 @@ from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBi
 from sentei.host.frontend.float_chain import Offset
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Constant, Translator, resolve_pads
-from sentei.host.frontend.values import Stream
+from sentei.host.frontend.values import Activation
 from sentei.host.network.ir import Conv, Pads
 
 
-def conv(translator: Translator, node: Node) -> Stream:
-    stream = translator.builder.as_plain(translator.stream(node), str(node))
+def conv(translator: Translator, node: Node) -> Activation:
+    activation = translator.builder.as_plain(translator.activation(node), str(node))
     levels, scale = weights(translator, node, 1)
-    if levels.ndim != 4 or stream.flat:
+    if levels.ndim != 4 or activation.flat:
         raise UnsupportedAttribute(
             f"{node}: kernel must have 2 dimensions, not {levels.ndim - 2}: use 2-D convolutions"
         )
     levels = grouped(dilated(levels, node.attributes.get("dilations", [1, 1])), node.attributes.get("group", 1))
-    if levels.shape[1] != stream.shape.channels:
-        raise UnsupportedAttribute(f"{node}: weights read {levels.shape[1]} channels, not {stream.shape.channels}")
+    if levels.shape[1] != activation.shape.channels:
+        raise UnsupportedAttribute(f"{node}: weights read {levels.shape[1]} channels, not {activation.shape.channels}")
     strides = tuple(node.attributes.get("strides", [1, 1]))
     # A Pad before the convolution counts as part of the map when auto_pad resolves, and is merged afterwards.
-    own = resolve_pads(node, stream.shape, levels.shape[2:], strides)
-    pads = Pads(*(a + b for a, b in zip(own, stream.pads, strict=True)))
-    op = Conv(node.name, stream.source, "", levels.astype(np.int16), strides, pads)
-    result = translator.accumulate(node, stream, op, scale)
+    own = resolve_pads(node, activation.shape, levels.shape[2:], strides)
+    pads = Pads(*(a + b for a, b in zip(own, activation.pads, strict=True)))
+    op = Conv(node.name, activation.source, "", levels.astype(np.int16), strides, pads)
+    result = translator.accumulate(node, activation, op, scale)
     bias = translator.array(node, 2, "bias")
     # onnxruntime adds a convolution's bias once, after the sum.
     return result if bias is None else result.then(Offset(bias.astype(np.float32)))
 
 
-def matmul(translator: Translator, node: Node) -> Stream:
+def matmul(translator: Translator, node: Node) -> Activation:
     return fully_connected(translator, node, transposed=False)
 
 
-def gemm(translator: Translator, node: Node) -> Stream:
+def gemm(translator: Translator, node: Node) -> Activation:
     for name, wanted in (("alpha", 1.0), ("beta", 1.0), ("transA", 0)):
         found = node.attributes.get(name, wanted)
         if found != wanted:
@@ -52,29 +52,29 @@ def gemm(translator: Translator, node: Node) -> Stream:
     return fully_connected(translator, node, transposed=bool(node.attributes.get("transB", 0)))
 
 
-def fully_connected(translator: Translator, node: Node, transposed: bool) -> Stream:
+def fully_connected(translator: Translator, node: Node, transposed: bool) -> Activation:
     """A matrix product as a convolution whose kernel covers the map."""
-    stream = translator.builder.as_plain(translator.stream(node), str(node))
+    activation = translator.builder.as_plain(translator.activation(node), str(node))
     levels, scale = weights(translator, node, 1, 0 if transposed else 1)
-    features = math.prod(stream.shape)
+    features = math.prod(activation.shape)
     matrix = levels if transposed else levels.T
-    if not stream.flat or matrix.ndim != 2 or matrix.shape[1] != features:
+    if not activation.flat or matrix.ndim != 2 or matrix.shape[1] != features:
         raise UnsupportedAttribute(
             f"{node}: must multiply (N, {features}) by ({features}, outputs), not weights {levels.shape} "
-            f"and {'flat' if stream.flat else '4-D'} activations: put a Flatten before it"
+            f"and {'flat' if activation.flat else '4-D'} activations: put a Flatten before it"
         )
-    op = Conv(node.name, stream.source, "", matrix.reshape(-1, *stream.shape).astype(np.int16))
+    op = Conv(node.name, activation.source, "", matrix.reshape(-1, *activation.shape).astype(np.int16))
     bias = translator.array(node, 2, "bias")
     if bias is None:
-        return translator.accumulate(node, stream, op, scale)
+        return translator.accumulate(node, activation, op, scale)
     try:
         bias = np.broadcast_to(bias, (1, len(matrix))).reshape(-1).astype(np.float32)
     except ValueError:
         raise UnsupportedAttribute(f"{node}: bias must have {len(matrix)} elements, not shape {bias.shape}") from None
-    result = translator.accumulate(node, stream, op, scale, bias)
+    result = translator.accumulate(node, activation, op, scale, bias)
     if not result.chain.exact:
         return result
-    return translator.accumulate(node, stream, op, scale).then(Offset(bias))
+    return translator.accumulate(node, activation, op, scale).then(Offset(bias))
 
 
 def weights(translator: Translator, node: Node, index: int, channel_axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -115,4 +115,4 @@ def grouped(levels: np.ndarray, groups: int) -> np.ndarray:
     return result
 
 
-HANDLERS: dict[str, Callable[[Translator, Node], Stream]] = {"Conv": conv, "Gemm": gemm, "MatMul": matmul}
+HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {"Conv": conv, "Gemm": gemm, "MatMul": matmul}

@@ -11,50 +11,50 @@ import numpy as np
 from sentei.host.errors import UnsupportedAttribute
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Constant, RawInput, Translator, Value
-from sentei.host.frontend.values import Stream
+from sentei.host.frontend.values import Activation
 
 
-def flatten(translator: Translator, node: Node) -> RawInput | Stream:
+def flatten(translator: Translator, node: Node) -> RawInput | Activation:
     axis = node.attributes.get("axis", 1)
     if axis != 1:
         raise UnsupportedAttribute(f"{node}: axis must be 1, not {axis}: flatten each picture by itself")
     return replace(movable(translator, node), flat=True)
 
 
-def reshape(translator: Translator, node: Node) -> RawInput | Stream:
-    stream = movable(translator, node)
+def reshape(translator: Translator, node: Node) -> RawInput | Activation:
+    activation = movable(translator, node)
     target = translator.array(node, 1, "shape").tolist()
-    features = math.prod(stream.shape)
-    rest = [stream.shape.channels if size == 0 and not stream.flat else size for size in target[1:]]
+    features = math.prod(activation.shape)
+    rest = [activation.shape.channels if size == 0 and not activation.flat else size for size in target[1:]]
     if rest.count(-1) == 1:
         known = math.prod(size for size in rest if size != -1)
         rest = [features // max(known, 1) if size == -1 else size for size in rest]
     if rest == [features]:
-        return replace(stream, flat=True)
-    if rest == list(stream.shape):
-        return replace(stream, flat=False)
+        return replace(activation, flat=True)
+    if rest == list(activation.shape):
+        return replace(activation, flat=False)
     raise UnsupportedAttribute(
-        f"{node}: shape must be (N, {features}) or (N, {', '.join(map(str, stream.shape))}), not {target}: "
+        f"{node}: shape must be (N, {features}) or (N, {', '.join(map(str, activation.shape))}), not {target}: "
         "only flattening is supported"
     )
 
 
-def squeeze(translator: Translator, node: Node) -> Stream:
-    stream = translator.bare_stream(node)
+def squeeze(translator: Translator, node: Node) -> Activation:
+    activation = translator.bare_activation(node)
     axes = translator.array(node, 1, "axes")
     axes = node.attributes.get("axes") if axes is None else axes.tolist()
-    if stream.flat or sorted(axis % 4 for axis in axes or ()) != [2, 3] or stream.shape[1:] != (1, 1):
-        raise UnsupportedAttribute(f"{node}: axes must be [2, 3] of a 1x1 map, not {axes} of {tuple(stream.shape)}")
-    return replace(stream, flat=True)
+    if activation.flat or sorted(axis % 4 for axis in axes or ()) != [2, 3] or activation.shape[1:] != (1, 1):
+        raise UnsupportedAttribute(f"{node}: axes must be [2, 3] of a 1x1 map, not {axes} of {tuple(activation.shape)}")
+    return replace(activation, flat=True)
 
 
-def unsqueeze(translator: Translator, node: Node) -> Stream:
-    stream = translator.bare_stream(node)
+def unsqueeze(translator: Translator, node: Node) -> Activation:
+    activation = translator.bare_activation(node)
     axes = translator.array(node, 1, "axes")
     axes = node.attributes.get("axes") if axes is None else axes.tolist()
-    if not stream.flat or sorted(axis % 4 for axis in axes) != [2, 3] or stream.shape[1:] != (1, 1):
+    if not activation.flat or sorted(axis % 4 for axis in axes) != [2, 3] or activation.shape[1:] != (1, 1):
         raise UnsupportedAttribute(f"{node}: axes must be [2, 3] of (N, C), not {axes}: only 1x1 maps can be made")
-    return replace(stream, flat=False)
+    return replace(activation, flat=False)
 
 
 def shape(translator: Translator, node: Node) -> Constant:
@@ -75,10 +75,10 @@ def dropout(translator: Translator, node: Node) -> Value:
     return translator.values[node.inputs[0]]
 
 
-def movable(translator: Translator, node: Node) -> RawInput | Stream:
+def movable(translator: Translator, node: Node) -> RawInput | Activation:
     """The node's input, which may still wait for its Quant node."""
     value = translator.values[node.inputs[0]]
-    return value if isinstance(value, RawInput) else translator.bare_stream(node)
+    return value if isinstance(value, RawInput) else translator.bare_activation(node)
 
 
 HANDLERS: dict[str, Callable[[Translator, Node], Value]] = {

@@ -21,8 +21,9 @@ import numpy as np
 
 from sentei.host.errors import InexactModel
 from sentei.host.frontend.float_chain import AddTensor, Chain, Quantizer
-from sentei.host.network.ir import NO_RESIDUAL, THRESHOLDS, Requantize, Tensor, residual_codes
+from sentei.host.network.ir import Requantize, Tensor, residual_codes
 from sentei.host.network.lines import FREE, find
+from sentei.overlay.instructions import NO_RESIDUAL, THRESHOLDS
 
 LEVELS = 15  # above the lowest one
 NUMBERS = np.arange(1, THRESHOLDS + 1)
@@ -90,12 +91,12 @@ def refuse(op: str, chain: Chain, quantizer: Quantizer, residual: Tensor | None,
             "powers of two where sums lie on rounding ties"
         )
     ends = np.broadcast_to([residual.low, residual.high], (len(exists), 2))
-    (added,) = (step for step in chain.steps if isinstance(step, AddTensor))
+    (added,) = (operation for operation in chain.operations if isinstance(operation, AddTensor))
     scale = np.diff(added.chain(ends, ends))[channel, 0] / (residual.high - residual.low)
     if not np.isclose(scale, quantizer.scale, rtol=1e-3):
         raise InexactModel(
             f"{op}: adds {residual.name!r} of scale {scale:.6g}, but the sum has scale {quantizer.scale:.6g} {count}: "
-            "quantize both with the same scale, like all tensors of a residual stream"
+            "quantize both with the same scale, like all tensors of a residual activation"
         )
     raise InexactModel(
         f"{op}: channel {channel}: {residual.name!r} does not move its thresholds evenly {count}: add it as it left "

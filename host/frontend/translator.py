@@ -1,7 +1,7 @@
-"""The walk over a model's nodes: each becomes a `Constant`, the `RawInput` before its Quant, or a `Stream`.
+"""The walk over a model's nodes: each becomes a `Constant`, the `RawInput` before its Quant, or an `Activation`.
 
-Quant nodes and constants are handled here; every other operator has a handler in one of the `frontend_*` modules,
-which extends a stream's float chain or starts a new accumulator. What has no handler is refused by name.
+Constants are folded here; every operator has a handler in one of the modules beside this one, which extends an
+activation's float chain, starts a new accumulator or, a quantizer, ends one. What has no handler is refused by name.
 Activations are NCHW.
 """
 
@@ -14,13 +14,14 @@ from typing import TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import onnx
-from qonnx.custom_op.general.intquant import resolve_rounding_mode
 
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
-from sentei.host.frontend.float_chain import Chain, Quantizer, start_of_sum
+from sentei.host.frontend.builder import Builder
+from sentei.host.frontend.float_chain import Chain, start_of_sum
 from sentei.host.frontend.model_file import STANDARD_DOMAINS, Node, evaluate
-from sentei.host.frontend.values import Builder, Stream
+from sentei.host.frontend.values import Activation
 from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, Shape, accumulator_range, kernel_of
+from sentei.overlay.geometry import WIDE_BITS
 
 T = TypeVar("T")
 QUANT_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
@@ -67,7 +68,7 @@ class RawInput:
     batch: int
 
 
-Value: TypeAlias = Constant | RawInput | Stream
+Value: TypeAlias = Constant | RawInput | Activation
 
 
 def is_constant(value: Value | None) -> TypeGuard[Constant | None]:
@@ -88,7 +89,8 @@ class Translator:
 
     opsets: tuple[onnx.OperatorSetIdProto, ...]
     values: dict[str, Value]
-    handlers: dict[str, Callable[[Translator, Node], Value]]
+    handlers: dict[str, Callable[[Translator, Node], Value]]  # of ONNX's own operators
+    quantizers: dict[str, Callable[[Translator, Node], Value]]  # of QUANT_DOMAINS
     builder: Builder = field(default_factory=Builder)
 
     def translate(self, node: Node) -> None:
@@ -96,8 +98,8 @@ class Translator:
         inputs = [self.value(node, name) if name else None for name in node.inputs]
         constants = [value for value in inputs if is_constant(value)]
         standard = node.domain in STANDARD_DOMAINS
-        if node.op_type in ("Quant", "IntQuant") and node.domain in QUANT_DOMAINS:
-            result = self.quant(node)
+        if node.domain in QUANT_DOMAINS and node.op_type in self.quantizers:
+            result = self.quantizers[node.op_type](self, node)
         elif standard and node.op_type not in QUANTIZED_CONSTANTS and len(constants) == len(inputs):
             result = self.fold(node, constants)
         elif standard and node.op_type in self.handlers:
@@ -149,113 +151,39 @@ class Translator:
             )
         return value.values
 
-    def stream(self, node: Node, index: int = 0) -> Stream:
+    def activation(self, node: Node, index: int = 0) -> Activation:
         """The activations at an input."""
         value = self.values[node.inputs[index]]
-        if not isinstance(value, Stream):
+        if not isinstance(value, Activation):
             raise UnsupportedOperator(f"{node}: input {index} must be activations, not a constant: swap the operands")
         return value
 
-    def bare_stream(self, node: Node, index: int = 0) -> Stream:
+    def bare_activation(self, node: Node, index: int = 0) -> Activation:
         """The activations at an input of a node into which padding cannot be merged."""
-        stream = self.stream(node, index)
-        if any(stream.pads):
+        activation = self.activation(node, index)
+        if any(activation.pads):
             raise UnsupportedOperator(
-                f"{node}: follows {stream.label}: a Pad can only be merged into a convolution or an average pool: "
+                f"{node}: follows {activation.label}: a Pad can only be merged into a convolution or an average pool: "
                 "give the padding to that operator"
             )
-        return stream
-
-    # Quantization
-
-    def quant(self, node: Node) -> Value:
-        """Quant: defines the input tensor, quantizes weights, or ends an accumulator."""
-        source = self.values[node.inputs[0]]
-        scale, bits = self.quant_parameters(node)
-        signed, narrow = bool(node.attributes.get("signed", 1)), bool(node.attributes.get("narrow", 1))
-        mode = node.attributes.get("rounding_mode", "ROUND")
-        try:
-            rounding = resolve_rounding_mode(mode)
-        except ValueError:
-            raise UnsupportedAttribute(f"{node}: rounding_mode {mode!r} is not known: use 'ROUND'") from None
-        if isinstance(source, Constant):
-            return quantized_constant(node, source.values, scale, bits, signed, narrow, rounding)
-        if scale.size and (scale != scale.flat[0]).any():
-            raise UnsupportedAttribute(
-                f"{node}: an activation's scale must be one number, not {scale.size} of them: quantize per tensor"
-            )
-        quantizer = Quantizer(np.float32(scale.flat[0]), bits, signed, narrow, rounding)
-        key = (node.inputs[0], quantizer.scale, bits, signed, narrow, mode.upper())
-        if key not in self.builder.quantized:
-            self.builder.quantized[key] = self.quantize(node, source, quantizer)
-        return self.builder.quantized[key]
-
-    def quantize(self, node: Node, source: RawInput | Stream, quantizer: Quantizer) -> Stream:
-        if isinstance(source, RawInput):
-            return self.quantize_input(node, source, quantizer)
-        stream = self.bare_stream(node)
-        tensor = self.builder.tensors[stream.source]
-        if stream.plain:
-            levels = np.arange(tensor.low, tensor.high + 1)
-            same_values = np.array_equal(quantizer(levels.astype(np.float32) * np.float32(tensor.scale)), levels)
-            if same_values and quantizer.scale == np.float32(tensor.scale):
-                return stream
-        if quantizer.bits > 4:
-            raise UnsupportedBitWidth(
-                f"{node}: activations must have at most 4 bits, not {quantizer.bits}: quantize to 4"
-            )
-        return self.builder.quantize(stream, quantizer, node.outputs[0], node)
-
-    def quantize_input(self, node: Node, source: RawInput, quantizer: Quantizer) -> Stream:
-        if quantizer.bits > 8:
-            raise UnsupportedBitWidth(
-                f"{node}: the input must have at most 8 bits, not {quantizer.bits}: quantize to 8"
-            )
-        if source.name in self.builder.tensors:
-            raise UnsupportedOperator(f"{node}: the graph's input is quantized in two ways: use one Quant node on it")
-        if quantizer.narrow:
-            raise UnsupportedAttribute(f"{node}: narrow must be 0, not 1, on the graph's input: use the whole range")
-        return self.builder.add_input(source.name, source.shape, quantizer, str(node), source.flat)
-
-    def quant_parameters(self, node: Node) -> tuple[np.ndarray, int]:
-        """(scale as float32 array, bits) of a Quant node, checked."""
-        parameters: list[np.ndarray] = []
-        for index, what in ((1, "scale"), (2, "zero point"), (3, "bit width")):
-            value = self.values.get(node.inputs[index]) if index < len(node.inputs) else None
-            if not isinstance(value, Constant):
-                raise MissingScale(
-                    f"{node}: {what} must be a constant, not computed by the model: export it as constant"
-                )
-            parameters.append(value.values)
-        scale, zero_point, bits = parameters
-        if not scale.size or not (np.isfinite(scale) & (scale > 0)).all():
-            raise MissingScale(f"{node}: scale must be positive, not {scale.min(initial=0)}: calibrate the quantizer")
-        if zero_point.any():
-            raise UnsupportedAttribute(
-                f"{node}: zero point must be 0, not {zero_point[zero_point != 0].flat[0]}: quantize symmetrically"
-            )
-        if bits.size != 1 or bits.flat[0] != int(bits.flat[0]) or bits.flat[0] < 1:
-            raise UnsupportedBitWidth(f"{node}: bit width must be one whole number from 1, not {bits.tolist()}")
-        if bits.flat[0] == 1 and node.attributes.get("signed", 1):
-            raise UnsupportedBitWidth(
-                f"{node}: signed values must have at least 2 bits, not 1: bipolar is not supported"
-            )
-        return scale.astype(np.float32), int(bits.flat[0])
+        return activation
 
     # What handlers share
 
     def accumulate(
-        self, node: Node, stream: Stream, op: Conv | Pool, scale: np.ndarray, bias: np.ndarray | None = None
-    ) -> Stream:
-        """The stream of an accumulator whose products have `scale` (C,) times the scale of its input."""
-        source = self.builder.tensors[stream.source]
+        self, node: Node, activation: Activation, op: Conv | Pool, scale: np.ndarray, bias: np.ndarray | None = None
+    ) -> Activation:
+        """The activation of an accumulator whose products have `scale` (C,) times the scale of its input."""
+        source = self.builder.tensors[activation.source]
         shape = self.builder.extent(op, source.shape)
         if min(shape) < 1:
-            raise UnsupportedAttribute(f"{node}: window {tuple(kernel_of(op))} does not fit its input {stream.shape}")
+            raise UnsupportedAttribute(
+                f"{node}: window {tuple(kernel_of(op))} does not fit its input {activation.shape}"
+            )
         low, high = accumulator_range(op, source)
         if (reach := int(max(-low.min(), high.max()))) >= ACCUMULATOR_LIMIT:
             raise UnsupportedBitWidth(
-                f"{node}: accumulator must stay below {ACCUMULATOR_LIMIT} (24 bits), not reach {reach}: "
+                f"{node}: accumulator must stay below {ACCUMULATOR_LIMIT} ({WIDE_BITS} bits), not reach {reach}: "
                 "use fewer weight or activation bits, or prune"
             )
         if isinstance(op, Conv):
@@ -265,30 +193,17 @@ class Translator:
             total = terms = np.full(shape.channels, math.prod(op.kernel))
         magnitude = total * max(-source.low, source.high)
         start = start_of_sum(source.scale, scale, magnitude, terms, bias)
-        return Stream(stream.source, shape, Chain(start), str(node), op, flat=stream.flat)
+        return Activation(activation.source, shape, Chain(start), str(node), op, flat=activation.flat)
 
-    def per_channel(self, node: Node, index: int, stream: Stream) -> np.ndarray:
+    def per_channel(self, node: Node, index: int, activation: Activation) -> np.ndarray:
         """The constant operand of an elementwise operation as float32 (C,)."""
         what = f"operand {index}"
-        return channels_of(node, required(self.array(node, index, what), what), stream)
+        return channels_of(node, required(self.array(node, index, what), what), activation)
 
-    def may_be_residual(self, stream: Stream) -> bool:
+    def may_be_residual(self, activation: Activation) -> bool:
         """Whether the float value is a function of a stored tensor of at most 4 bits."""
-        small = self.builder.tensors[stream.source].bits <= 4
-        return stream.op is None and stream.maximum is None and stream.chain.residual is None and small
-
-
-def quantized_constant(
-    node: Node, values: np.ndarray, scale: np.ndarray, bits: int, signed: bool, narrow: bool, rounding: Callable
-) -> Constant:
-    """Quant of a constant: its levels, and the float32 values that the model computes from them."""
-    try:
-        scales = np.broadcast_to(scale, values.shape)
-    except ValueError:
-        raise UnsupportedAttribute(f"{node}: scale {scale.shape} does not fit weights {values.shape}") from None
-    limits = Quantizer(np.float32(1), bits, signed, narrow, rounding)
-    levels = rounding(np.clip(values / scales, np.float32(limits.low), np.float32(limits.high)))
-    return Constant((levels * scales).astype(np.float32), levels.astype(np.int64), scales, bits)
+        small = self.builder.tensors[activation.source].bits <= 4
+        return activation.op is None and activation.maximum is None and activation.chain.residual is None and small
 
 
 def resolve_pads(node: Node, shape: Shape, kernel: tuple[int, int], strides: tuple[int, int]) -> Pads:
@@ -312,11 +227,11 @@ def resolve_pads(node: Node, shape: Shape, kernel: tuple[int, int], strides: tup
     return Pads(*before, *after)
 
 
-def channels_of(node: Node, array: np.ndarray, stream: Stream) -> np.ndarray:
-    """A constant that broadcasts against a stream, as float32 (C,); refuses one that varies over the map."""
-    size = (1, math.prod(stream.shape)) if stream.flat else (1, *stream.shape)
+def channels_of(node: Node, array: np.ndarray, activation: Activation) -> np.ndarray:
+    """A constant that broadcasts against an activation, as float32 (C,); refuses one that varies over the map."""
+    size = (1, math.prod(activation.shape)) if activation.flat else (1, *activation.shape)
     try:
-        full = np.broadcast_to(array, size).reshape(stream.shape)
+        full = np.broadcast_to(array, size).reshape(activation.shape)
     except ValueError:
         raise UnsupportedAttribute(f"{node}: constant of shape {array.shape} does not fit activations {size}") from None
     if (full != full[:, :1, :1]).any():

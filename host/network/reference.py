@@ -18,8 +18,6 @@ import numpy as np
 
 from sentei.host.errors import InvalidImages
 from sentei.host.network.ir import (
-    NO_RESIDUAL,
-    THRESHOLDS,
     Conv,
     Network,
     Pads,
@@ -27,10 +25,11 @@ from sentei.host.network.ir import (
     Requantize,
     Tensor,
     accumulator_range,
-    check,
     kernel_of,
 )
+from sentei.host.network.law import check
 from sentei.host.network.lines import FINE, find
+from sentei.overlay.instructions import NO_RESIDUAL, THRESHOLDS
 
 COLUMN_BYTES = 4 << 20  # working set of one matrix product: fits a second-level cache, gives BLAS long rows
 CHUNK_BYTES = 128 << 20  # activations of one chunk of pictures

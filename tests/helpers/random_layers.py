@@ -14,9 +14,9 @@ from sentei.host.network.ir import (
     Shape,
     Tensor,
     accumulator_range,
-    check,
     output_extent,
 )
+from sentei.host.network.law import check
 from sentei.overlay.geometry import Geometry
 
 

@@ -21,7 +21,7 @@ from helpers.small_model import CLASSES, HEIGHT, WIDTH, small_model, small_pictu
 from PIL import Image
 
 from sentei.driver import SenteiOverlay
-from sentei.host.apps import cli, measure
+from sentei.host.apps import cli, console, measure
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.host.network.ir import Network
@@ -291,7 +291,7 @@ def test_verify_names_layer_channel_and_pixel_that_differ(sentei, simulator, fol
 def test_the_first_layer_that_differs_is_found(overlay_path, folder):
     network = load(folder / "small.onnx")
     with SenteiOverlay(overlay_path("8x8")) as overlay:
-        overlay.load(cli.read_model(folder / "small.onnx")(PRESETS["8x8"]))
+        overlay.load(console.read_model(folder / "small.onnx")(PRESETS["8x8"]))
         seen = []
         images = small_pictures(2)
         assert measure.first_difference(overlay, network, images, lambda *now: seen.append(now)) is None

@@ -1,0 +1,255 @@
+"""Commands on a model or a program: compile, run, verify, bench, info, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from sentei.host.apps.console import (
+    Batch,
+    GeometryName,
+    JsonFile,
+    MemoryName,
+    Model,
+    ModelOrProgram,
+    Target,
+    classes_of,
+    console,
+    opened,
+    read_model,
+    say,
+    step,
+    write_json,
+    writing,
+)
+from sentei.overlay.program import Program
+from sentei.overlay.registers import PROFILE_CAUSES
+
+
+def compile_model(
+    model: Model,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="program file (default: MODEL.sentei)")] = None,
+    geometry: GeometryName = "32x32",
+    batch: Batch = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compile a QONNX model to a program file.
+
+    Every layer's integer arithmetic is proven equal to the model's own float arithmetic; a model for which that cannot
+    be proven is refused, naming the operator.
+    """
+    from sentei.host.apps.target import geometry_named
+    from sentei.host.compiler.compile import compile_network
+    from sentei.host.frontend.importer import load
+
+    program = compile_network(load(model), geometry_named(geometry), classes_of(model), batch or 1)
+    output = output or model.with_suffix(".sentei")
+    program.save(output)
+    describe_program(program)
+    say(f"program: {output} ({output.stat().st_size} bytes)")
+    write_json(json_file, program_figures(program))
+
+
+def program_figures(program: Program) -> dict:
+    """What `info` and `compile` say of a program."""
+    macs, dense = (sum(getattr(layer, name) for layer in program.layers) for name in ("macs", "dense_macs"))
+    return {
+        "name": program.name,
+        "geometry": program.geometry.to_dict(),
+        "fingerprint": f"{program.fingerprint:#010x}",
+        "data_bytes": len(program.data),
+        "batch": program.pictures,
+        "input_bytes": program.input_bytes,
+        "output_bytes": program.output_bytes,
+        "macs": macs,
+        "dense_macs": dense,
+        "bound_cycles": sum(layer.bound_cycles for layer in program.layers),
+        "layers": [dict(layer.__dict__) for layer in program.layers],
+    }
+
+
+def describe_program(program: Program) -> None:
+    table = Table(title=f"{program.name} for {program.geometry}", title_justify="left")
+    for name in ("layer", "kind", "MACs", "of dense", "bound (cycles)"):
+        table.add_column(name, justify="left" if name in ("layer", "kind") else "right", overflow="fold")
+    for layer in program.layers:
+        kept = f"{layer.macs / layer.dense_macs:.1%}" if layer.dense_macs else ""
+        table.add_row(layer.name, layer.kind, str(layer.macs), kept, f"{layer.bound_cycles:.1f}")
+    console.print(table)
+
+
+def run(
+    model: ModelOrProgram,
+    pictures: Annotated[list[Path], typer.Argument(help="image files, or .npy files of integers (N, C, H, W)")],
+    target: Target = "sim",
+    geometry: GeometryName = "32x32",
+    memory: MemoryName = "zynq-hp",
+    json_file: JsonFile = None,
+) -> None:
+    """Run pictures through a model and print the largest outputs of each."""
+    from sentei.host.apps.demo import softmax
+    from sentei.host.apps.measure import share
+    from sentei.host.apps.pictures import read_pictures
+
+    program_for = read_model(model)
+    with opened(target, geometry, memory) as overlay:
+        program = program_for(overlay.manifest.geometry)
+        images = read_pictures(pictures, program)
+        overlay.load(program)
+        with step(f"running {len(images)} pictures") as progress:
+            logits = []
+            for number, outputs in enumerate(overlay.stream(iter(images))):
+                logits.append(outputs.logits.reshape(-1))
+                progress(number + 1, len(images))
+        cycles = share(overlay.last_cycles, program)
+    chances = softmax(np.array(logits))
+    names = program.classes or tuple(str(number) for number in range(chances.shape[1]))
+    table = Table()
+    for name in ("picture", "label", "confidence"):
+        table.add_column(name)
+    results = []
+    for number, chance in enumerate(chances):
+        label = int(chance.argmax())
+        name = names[label] if label < len(names) else str(label)
+        table.add_row(str(number), name, f"{chance[label]:.1%}")
+        values = {"picture": number, "label": name, "index": label, "confidence": float(chance[label])}
+        results.append(values | {"outputs": [float(v) for v in logits[number]]})
+    console.print(table)
+    say(f"{cycles:.0f} cycles a picture")
+    write_json(json_file, {"model": program.name, "cycles_per_image": cycles, "pictures": results})
+
+
+def verify(
+    model: Model,
+    images: Annotated[int, typer.Option(help="random pictures to compare")] = 4,
+    seed: Annotated[int, typer.Option(help="seed of the random pictures")] = 0,
+    target: Target = "sim",
+    geometry: GeometryName = "32x32",
+    memory: MemoryName = "zynq-hp",
+    batch: Batch = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare a target with the integer reference, on every element of every layer.
+
+    Exits with 1 and names the first layer, channel and pixel that differ.
+    """
+    from sentei.host.apps.measure import first_difference, random_images
+    from sentei.host.compiler.compile import compile_network
+    from sentei.host.frontend.importer import load
+
+    network = load(model)
+    with opened(target, geometry, memory) as overlay:
+        program = compile_network(network, overlay.manifest.geometry, classes_of(model), batch or 1)
+        overlay.load(program)
+        with step(f"comparing {len(network.ops)} layers of {images} pictures (seed {seed})") as progress:
+            difference = first_difference(overlay, network, random_images(program, images, seed), progress)
+    figures = {"model": program.name, "images": images, "seed": seed, "layers": len(network.ops)}
+    write_json(json_file, figures | {"bit_exact": difference is None, "difference": difference and difference.__dict__})
+    if difference is not None:
+        say(f"different: {difference}", style="red")
+        raise typer.Exit(1)
+    say(f"equal: all {len(network.ops)} layers of {images} pictures", style="green")
+
+
+def bench(
+    model: ModelOrProgram,
+    target: Annotated[
+        str, typer.Option(help="'sim', 'predict' (as exact, ten times as fast), or an overlay's directory")
+    ] = "sim",
+    geometry: GeometryName = "32x32",
+    memory: MemoryName = "zynq-hp",
+    chart: Annotated[Path | None, typer.Option(help="PNG (default: build/bench/MODEL.png)")] = None,
+    batch: Batch = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Cycles of each layer beside its bound: surviving MACs / array size.
+
+    Utilisation is bound / cycles. The columns after it say what the groups' cycles were spent on: steps are array
+    cycles, drain waits for the result bus, waits are for results of other groups, setup reads headers and fills the
+    pipeline, idle has nothing to do.
+    """
+    from sentei.host.apps.charts import cycles_chart
+    from sentei.host.apps.measure import benchmark
+
+    program_for = read_model(model, batch)
+    with opened(target, geometry, memory, results=False) as overlay:
+        program = program_for(overlay.manifest.geometry)
+        overlay.load(program)
+        result = benchmark(overlay)
+        figures = result.to_dict(program, overlay)
+    groups = program.geometry.groups
+    table = Table(
+        title=f"{program.name}, {program.geometry}, memory {figures['memory_model']['name']}", title_justify="left"
+    )
+    for name in ("layer", "kind", "cycles", "bound", "utilisation", "steps", "drain", "waits", "setup", "idle"):
+        table.add_column(name, justify="left" if name in ("layer", "kind") else "right", overflow="fold")
+    for layer in result.layers:
+        spent = [f"{layer[cause] / groups / layer['cycles']:.0%}" for cause in PROFILE_CAUSES]
+        figure = f"{layer['utilisation']:.0%}" if layer["bound_cycles"] else ""
+        row = (layer["name"], layer["kind"], f"{layer['cycles']:.0f}", f"{layer['bound_cycles']:.1f}", figure)
+        table.add_row(*row, *spent)
+    table.add_section()
+    totals = (f"{result.cycles:.0f}", f"{result.bound_cycles:.1f}", f"{result.utilisation:.0%}")
+    table.add_row("whole picture", "", *totals)
+    console.print(table)
+    say(f"{figures['fps_100mhz']:.0f} pictures a second at 100 MHz; simulated at {result.simulated_khz:.0f} kHz")
+    chart = chart or Path("build/bench") / f"{program.name}.png"
+    with writing(chart):
+        cycles_chart(result.layers, groups, f"{program.name}: {result.cycles:.0f} cycles", chart)
+    say(f"chart: {chart}")
+    write_json(json_file, figures)
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="program file (.sentei), QONNX model (.onnx) or overlay directory")],
+    geometry: GeometryName = "32x32",
+    json_file: JsonFile = None,
+) -> None:
+    """Describe a program, a model or an overlay."""
+    if path.is_dir() or path.name == "manifest.json":
+        from sentei.overlay.manifest import Manifest
+
+        manifest = Manifest.load(path)
+        say(f"overlay {manifest.name}: {manifest.geometry}, fingerprint {manifest.fingerprint:#010x}")
+        say(f"clock {manifest.clock_hz / 1e6:g} MHz, memory {manifest.memory}")
+        write_json(json_file, {"name": manifest.name, "geometry": manifest.geometry.to_dict()})
+        return
+    from sentei.host.apps.target import geometry_named
+
+    program = read_model(path)(geometry_named(geometry))
+    describe_program(program)
+    say(f"fingerprint {program.fingerprint:#010x}, {len(program.data)} bytes of instructions and weights")
+    write_json(json_file, program_figures(program))
+
+
+def demo(
+    models: Annotated[Path, typer.Option(help="folder of fmnist-ninth.onnx and fmnist-dense.onnx")] = Path("models"),
+    output: Annotated[Path, typer.Option(help="folder for result.png and result.json")] = Path("build/demo"),
+    images: Annotated[int, typer.Option(min=16, max=1000, help="test pictures to classify")] = 24,
+) -> None:
+    """Classify Fashion-MNIST test pictures on the simulated SoC, with a pruned network and with its dense twin."""
+    from sentei.host.apps.demo import run_demo
+
+    summary, results = run_demo(models, output, images, step)
+    table = Table(title="fmnist-ninth on the Verilated SoC", title_justify="left")
+    for name in ("picture", "truth", "label", "confidence", "cycles", "every layer = reference"):
+        table.add_column(name)
+    for number, result in enumerate(results):
+        cells = (str(number), result.truth, result.label, f"{result.confidence:.0%}")
+        style = None if result.right else "red"
+        table.add_row(*cells, str(summary["cycles_per_image"]), "yes" if result.exact else "NO", style=style)
+    console.print(table)
+    console.print(
+        f"{summary['correct']} of {summary['images']} right; bit exact: {'yes' if summary['bit_exact'] else 'NO'}\n"
+        f"cycles a picture: {summary['cycles_per_image']}, dense twin {summary['dense_cycles_per_image']}: "
+        f"speed-up {summary['speedup']:.2f}x\n"
+        f"accuracy over 10,000 pictures: {summary['accuracy']:.2%}, dense twin {summary['dense_accuracy']:.2%}\n"
+        f"{summary['clock_cycles_simulated']} clock cycles simulated at {summary['simulated_khz']:.0f} kHz\n"
+        f"pictures: {output / 'result.png'}, figures: {output / 'result.json'}"
+    )
+    if not summary["bit_exact"]:
+        raise typer.Exit(1)
