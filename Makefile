@@ -3,11 +3,18 @@
 VENV := .venv
 SETUP := scripts/setup.sh
 CIFAR10 := $(or $(SENTEI_CIFAR10),build/cifar10)
+PYTEST := $(VENV)/bin/python -m pytest -rs --numprocesses auto --dist worksteal
 REQUIREMENTS := pyproject.toml constraints.txt $(SETUP)
+
+define LINT
+$(VENV)/bin/ruff check .
+$(VENV)/bin/ruff format --check .
+$(VENV)/bin/mypy
+endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo test test-train accuracy pruning lint docs area performance ulx3s-12f ulx3s-85f resources bridge clean
+.PHONY: help packages setup setup-train demo check test test-train test-long accuracy pruning lint docs area performance ulx3s-12f ulx3s-85f resources bridge clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,14 +37,19 @@ setup-train: $(VENV)/.installed-train ## add the training packages (PyTorch)
 demo: setup ## classify pictures on the simulated SoC; result in build/demo
 	$(VENV)/bin/sentei demo
 
-test: setup ## check style and types, and run every test (those of the training code: test-train)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -rs
+check: setup ## check style and types, and run the tests that need no simulator, in a minute
+	$(LINT)
+	$(PYTEST) -m "not long and not hardware" --ignore tests/train
+
+test: setup ## check style and types, and run every test, in some minutes (those of the training code: test-train)
+	$(LINT)
+	$(PYTEST) --ignore tests/train
 
 test-train: setup-train ## run the training tests, which need PyTorch
-	$(VENV)/bin/python -m pytest -rs tests/train/test_train.py tests/train/test_train_commands.py
+	$(PYTEST) tests/train
+
+test-long: setup ## the whole of the random campaigns, for a night
+	$(PYTEST) -m long --ignore tests/train
 
 accuracy: setup ## accuracy of the CIFAR-10 models, all test images (CIFAR10=folder of its binary version): reports/accuracy.json
 	$(VENV)/bin/sentei accuracy models/resnet*-c10-*.onnx --data cifar10 --folder $(CIFAR10) \
@@ -48,9 +60,7 @@ pruning: setup-train ## what aligned blocks, distillation and sizes are worth on
 		--dense models/resnet8-c10-dense.onnx --output reports/pruning.md
 
 lint: setup ## check style, format and types
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(LINT)
 
 area: setup ## measure the engine's area on an ECP5, block by block, in some minutes
 	$(VENV)/bin/python -m sentei.boards.ecp5.area --json build/area/area.json

@@ -8,6 +8,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """What runs on a simulator is hardware."""
+    for item in items:
+        if "overlay_path" in item.fixturenames:
+            item.add_marker("hardware")
+
+
 @functools.cache
 def _manifest(geometry, memory: str, engine: type | None) -> Path:
     from sentei.boards.sim import build

@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("litex_boards")
 
+from helpers.tiers import hardware
+
 from sentei.boards import BOARDS
 from sentei.boards.board import Device
 from sentei.boards.ecp5 import flow as ecp5
@@ -24,6 +26,8 @@ from sentei.host.apps.target import BuildError as HostBuildError
 from sentei.host.apps.target import build_board
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.manifest import Manifest
+
+pytestmark = hardware
 
 DEVICES = [(board, device) for board in BOARDS for device in importlib.import_module(BOARDS[board]).BOARD.devices]
 SMALL = Device(PRESETS["8x8"], 16, 75_000_000)

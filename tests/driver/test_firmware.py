@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("litex")
+
 from helpers.small_model import small_model, small_pictures
 from helpers.terminal import Terminal
 
@@ -20,7 +23,6 @@ from sentei.overlay.errors import InputError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.image import ALIGNMENT_BYTES, HEADER_BYTES, WORDS, memory_image, sealed
 
-pytest.importorskip("litex")
 MODELS = Path(__file__).resolve().parents[2] / "models"
 NAMES = ("cat", "dog", "bird", "fish", "cow")
 DEMO_PICTURES = 24

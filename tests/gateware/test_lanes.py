@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("litex")
 
 from helpers.forms_compared import differing_cycles
+from helpers.tiers import hardware
 from migen import Array, Cat, If, Module, Replicate, Signal
 
 from sentei.gateware.technologies import ecp5_lanes
@@ -19,6 +20,8 @@ from sentei.gateware.technologies.ecp5_lanes import ECP5Lanes
 from sentei.gateware.technologies.lanes import Lanes
 from sentei.gateware.technologies.packed import SelectingLanes
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
+
+pytestmark = hardware
 
 CYCLES = 50_000
 ENTRY = ("constant", "distance", "carries", "late_odd", "late_even", "low", "span", "flip")

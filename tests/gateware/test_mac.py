@@ -12,7 +12,11 @@ from functools import reduce
 from operator import or_
 
 import pytest
+
+pytest.importorskip("litex")
+
 from helpers.forms_compared import differing_cycles, empty_folder, multiplier_model
+from helpers.tiers import hardware
 from migen import Cat, If, Instance, Module, Mux, Replicate, Signal
 from migen.fhdl import verilog
 
@@ -27,7 +31,8 @@ from sentei.gateware.technologies.xilinx import XilinxGroupArray
 from sentei.gateware.tools.yowasp import yosys
 from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
 
-pytest.importorskip("litex")
+pytestmark = hardware
+
 PIECE_INPUTS = 1 << 2 * (ACTIVATION_BITS + WEIGHT_BITS)
 PIECE = Geometry(lanes=4, columns=2, groups=1, requantizers=1)
 COLUMN = Geometry(lanes=4, columns=2, groups=2, requantizers=1, accumulator_bits=13)

@@ -7,12 +7,13 @@ random, and every result must come, in order, at its address.
 import numpy as np
 import pytest
 from helpers.random_layers import even_thresholds
+from helpers.tiers import seeds
 from migen import Module, Signal, run_simulation
 
 from sentei.gateware.group.group import DRAIN, TRIGGER_LEAD, DrainPort
 from sentei.gateware.requantizer.requantizer import Requantizer
 from sentei.gateware.technologies.lanes import LATENCY
-from sentei.host.compiler.compile import channel_entries as entries
+from sentei.host.compiler import channel_entries as entries
 from sentei.host.network.ir import Requantize
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
@@ -290,7 +291,7 @@ class Bench:
         return len(self.expected)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(3, 60))
 @pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), KINDS], ids="-".join)
 def test_every_result_is_the_models(kinds, seed):
     bench = Bench(seed)

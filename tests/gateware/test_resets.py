@@ -5,17 +5,18 @@ import random
 import numpy as np
 import pytest
 from helpers.random_layers import describe, random_layer
+from helpers.tiers import seeds
 
 from sentei.driver import SenteiOverlay
 from sentei.host.compiler.compile import compile_network
 from sentei.host.network import reference
 from sentei.overlay.geometry import PRESETS
 
-NETWORKS = 10
+NETWORKS = (10, 100)
 RESETS = 12  # of each network
 
 
-@pytest.mark.parametrize("seed", range(NETWORKS))
+@pytest.mark.parametrize("seed", seeds(*NETWORKS))
 def test_a_reset_in_mid_job_leaves_the_next_run_right(overlay_path, seed):
     rng = random.Random(seed)
     network, images = random_layer(7000 + seed, PRESETS["8x8"], large=False)

@@ -13,6 +13,7 @@ import pytest
 from helpers.fitting_networks import layered_model
 from helpers.geometries import LAYER_GEOMETRIES, SMALL_STREAMS
 from helpers.random_layers import random_layer
+from helpers.tiers import seeds
 
 from sentei.host.compiler.compile import compile_network
 from sentei.host.frontend.importer import load
@@ -37,7 +38,7 @@ from sentei.overlay.instructions import (
 )
 from sentei.overlay.program import Program
 
-LAYERS, NETWORKS = 60, 40
+LAYERS, NETWORKS = (60, 2000), (40, 1000)
 
 
 def signed(epoch: int) -> int:
@@ -205,7 +206,7 @@ def check(program: Program, text: str) -> None:
         assert not users or load_wait == 0, f"{text}: word {word} of the result is used while it is stored"
 
 
-@pytest.mark.parametrize("seed", range(LAYERS))
+@pytest.mark.parametrize("seed", seeds(*LAYERS))
 @pytest.mark.parametrize("name", ["8x8", "32x32", "odd", "narrow"])
 def test_a_layer_waits_for_what_it_reads_and_overwrites(name, seed):
     geometry = LAYER_GEOMETRIES[name]
@@ -219,7 +220,7 @@ def test_a_layer_waits_for_what_it_reads_and_overwrites(name, seed):
     check(program, f"geometry {name}, seed {seed}")
 
 
-@pytest.mark.parametrize("seed", range(NETWORKS))
+@pytest.mark.parametrize("seed", seeds(*NETWORKS))
 @pytest.mark.parametrize("geometry", [LAYER_GEOMETRIES["8x8"], LAYER_GEOMETRIES["32x32"], SMALL_STREAMS], ids=str)
 def test_a_network_waits_for_what_it_reads_and_overwrites(geometry, seed):
     for attempt in range(60):

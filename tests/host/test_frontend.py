@@ -9,6 +9,7 @@ import onnx
 import pytest
 from helpers.qonnx_execution import execute
 from helpers.random_networks import QUANT_DOMAIN, ModelWriter, random_images, random_model
+from helpers.tiers import seeds
 from onnx import TensorProto, helper
 from qonnx.core.modelwrapper import ModelWrapper
 
@@ -26,7 +27,7 @@ from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.host.network.ir import Network
 
-RANDOM_NETWORKS = 160
+RANDOM_NETWORKS = (160, 5000)
 INEXACT_NETWORKS = 60
 
 
@@ -36,7 +37,7 @@ def assert_equal(model: onnx.ModelProto, network: Network, images: np.ndarray, m
     assert np.array_equal(expected, found), f"{message}: {np.mean(expected != found):.1%} of the outputs differ"
 
 
-@pytest.mark.parametrize("seed", range(RANDOM_NETWORKS))
+@pytest.mark.parametrize("seed", seeds(*RANDOM_NETWORKS))
 def test_random_network_equals_qonnx(seed):
     model, description = random_model(seed)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value

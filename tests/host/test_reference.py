@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.random_layers import even_thresholds
+from helpers.tiers import seeds
 
 from sentei.host.errors import InvalidImages
 from sentei.host.network import reference
@@ -132,7 +133,7 @@ def pictures(network: Network, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(tensor.low, tensor.high + 1, (count, *tensor.shape))
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", seeds(80, 2000))
 def test_every_tensor_equals_the_naive_loops(seed):
     network = RandomNetwork(seed).network
     images = pictures(network, 2, seed)

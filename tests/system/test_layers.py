@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.geometries import LAYER_GEOMETRIES
 from helpers.random_layers import describe, random_layer
+from helpers.tiers import campaign
 
 from sentei.driver import SenteiOverlay
 from sentei.host.compiler.compile import compile_network
@@ -18,7 +19,7 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.registers import PROFILE_CAUSES
 
-LAYERS = {"8x8": 100, "16x16": 100, "32x32": 100, "odd": 40, "narrow": 40}
+LAYERS = {"8x8": (80, 2000), "16x16": (60, 2000), "32x32": (60, 2000), "odd": (40, 1000), "narrow": (40, 1000)}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,7 @@ def fitting_layer(seed, geometry, large):
     raise AssertionError(f"none of seed {seed}'s layers fits {geometry}")
 
 
-CASES = [(name, seed) for name, count in LAYERS.items() for seed in range(count)]
-
-
-@pytest.mark.parametrize(("name", "seed"), CASES, ids=[f"{name}-{seed}" for name, seed in CASES])
+@pytest.mark.parametrize(("name", "seed"), campaign(LAYERS))
 def test_layer_equals_the_reference(overlays, name, seed):
     overlay = overlays(name)
     network, images, program = fitting_layer(seed, LAYER_GEOMETRIES[name], large=name == "32x32" or seed % 4 == 0)

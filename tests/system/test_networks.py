@@ -10,10 +10,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+
+pytest.importorskip("sentei.driver.quiet_pynq")
+pytest.importorskip("litex")
+
 from helpers.fitting_networks import LIMIT_CYCLES, fitting_network, layered_model
 from helpers.geometries import NETWORK_GEOMETRIES, SMALL_STREAMS
 from helpers.qonnx_execution import execute
 from helpers.random_networks import ModelWriter, random_images, random_model
+from helpers.tiers import campaign, seeds
 
 from sentei.driver import SenteiOverlay
 from sentei.gateware.engine.engine import Engine
@@ -26,11 +31,9 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Memory, Opcode
 
-pytest.importorskip("sentei.driver.quiet_pynq")
-pytest.importorskip("litex")
-NETWORKS = {"8x8": 60, "portable": 12, "32x32": 12}
-STREAMED = 12  # of each kind
-BATCHED = 24
+NETWORKS = {"8x8": (60, 2000), "portable": (12, 400), "32x32": (12, 400)}
+STREAMED = (12, 300)  # of each kind
+BATCHED = (24, 500)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +67,7 @@ def assert_equal(overlay, model, network, program, images, text):
     np.testing.assert_array_equal(outputs.logits.reshape(floats.shape), floats, err_msg=f"{text}: qonnx")
 
 
-CASES = [(name, seed) for name, count in NETWORKS.items() for seed in range(count)]
-
-
-@pytest.mark.parametrize(("name", "seed"), CASES, ids=[f"{name}-{seed}" for name, seed in CASES])
+@pytest.mark.parametrize(("name", "seed"), campaign(NETWORKS))
 def test_a_random_network_equals_the_reference_and_qonnx(overlays, name, seed):
     overlay = overlays(name)
     model, network, program, description = fitting_network(seed, NETWORK_GEOMETRIES[name])
@@ -79,7 +79,7 @@ def test_a_random_network_equals_the_reference_and_qonnx(overlays, name, seed):
     assert_equal(overlay, model, network, program, random_images(seed, network, batch), text)
 
 
-@pytest.mark.parametrize("seed", range(BATCHED))
+@pytest.mark.parametrize("seed", seeds(*BATCHED))
 def test_a_batch_equals_the_reference_and_qonnx(overlays, seed):
     """Of two to five pictures, and again with one that is not full."""
     geometry = NETWORK_GEOMETRIES["8x8"]
@@ -109,7 +109,7 @@ def test_a_batch_equals_the_reference_and_qonnx(overlays, seed):
 def test_the_random_networks_differ_in_kind():
     """The networks above have every kind of layer, wide and narrow outputs, residuals, 8-bit inputs."""
     kinds = set()
-    for seed in range(NETWORKS["8x8"]):
+    for seed in range(NETWORKS["8x8"][0]):
         _, network, program, _ = fitting_network(seed, NETWORK_GEOMETRIES["8x8"])
         kinds |= {layer.kind.split(" ")[-1] for layer in program.layers}
         kinds |= {"wide" if network.tensors[network.output].bits == WIDE else "narrow"}
@@ -168,7 +168,7 @@ def streams_loaded(program):
 
 
 @pytest.mark.parametrize("kind", ["ahead", "single"])
-@pytest.mark.parametrize("seed", range(STREAMED))
+@pytest.mark.parametrize("seed", seeds(*STREAMED))
 def test_weights_that_do_not_fit_on_chip_are_loaded_for_each_picture(overlays, monkeypatch, kind, seed):
     overlay = overlays("streamed")
     model, network, program, plan = streamed_network(seed, kind, monkeypatch)
@@ -190,7 +190,7 @@ def test_runs_of_both_places_are_mixed(monkeypatch):
     a streamed run at once."""
     for kind in ("ahead", "single"):
         pairs = set()
-        for seed in range(STREAMED):
+        for seed in range(STREAMED[0]):
             plan = streamed_network(seed, kind, monkeypatch)[3]
             streamed = [run.chunk for run in plan.runs]
             pairs |= {*pairwise(streamed), ("first", streamed[0]), ("last", streamed[-1])}

@@ -13,6 +13,7 @@ pytest.importorskip("litex")
 from helpers.fitting_networks import LIMIT_CYCLES, fitting_network
 from helpers.geometries import NETWORK_GEOMETRIES
 from helpers.random_networks import random_images
+from helpers.tiers import campaign
 
 from sentei.driver import SenteiOverlay
 from sentei.gateware.technologies.control import ControlEngine
@@ -22,7 +23,12 @@ from sentei.host.frontend.importer import load
 from sentei.overlay.errors import InputError
 from sentei.overlay.geometry import PRESETS
 
-NETWORKS = {("8x8", "zynq-hp"): 120, ("8x8", "ulx3s-sdram"): 40, ("32x32", "zynq-hp"): 25, ("streamed", "zynq-hp"): 15}
+NETWORKS = {
+    ("8x8", "zynq-hp"): (120, 1000),
+    ("8x8", "ulx3s-sdram"): (40, 500),
+    ("32x32", "zynq-hp"): (25, 300),
+    ("streamed", "zynq-hp"): (15, 300),
+}
 MODELS = sorted((Path(__file__).resolve().parents[2] / "models").glob("*.onnx"))
 PICTURES = 4  # two or three under way at any time
 
@@ -57,10 +63,7 @@ def spent(overlay, program, images, stalls=0):
     return overlay.last_cycles, overlay.profile()
 
 
-CASES = [(*where, seed) for where, count in NETWORKS.items() for seed in range(count)]
-
-
-@pytest.mark.parametrize(("name", "memory", "seed"), CASES, ids=["-".join(map(str, case)) for case in CASES])
+@pytest.mark.parametrize(("name", "memory", "seed"), campaign(NETWORKS))
 def test_a_random_network_takes_the_predicted_cycles(pairs, name, memory, seed):
     model, network, program, description = fitting_network(1000 + seed, NETWORK_GEOMETRIES[name])
     stalls = seed + 1 if seed % 3 == 0 else 0
