@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sentei.gateware.engine.engine import Engine
-from sentei.gateware.firmware import BuildError
 from sentei.gateware.soc.soc import SenteiSoC
+from sentei.overlay.errors import BuildError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.hwh import hardware_description
 from sentei.overlay.manifest import Manifest, MemoryModel, sha256_of
 
 NAME = "sentei"  # of all files
-BAUD = 1_000_000
 LOGGERS = ("SoC", "SoCBusHandler", "SoCCSRHandler", "SoCIRQHandler", "ECP5PLL", "S7PLL")
 
 

@@ -9,7 +9,6 @@ manifest that names them.
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
 import os
 from dataclasses import asdict
@@ -23,9 +22,11 @@ from litex.gen import LiteXModule
 from litex.soc.cores.uart import RS232PHYModel
 from migen import ClockDomain, Signal
 
+from sentei.gateware.engine.engine import Engine
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.simulated_memory import SimulatedMemory
 from sentei.gateware.soc.soc import MAIN_RAM_BASE, SenteiSoC
+from sentei.gateware.technologies.technology import PACKED, SIMULATED, Technology
 from sentei.gateware.tools import verilator
 from sentei.overlay.errors import InputError
 from sentei.overlay.geometry import PRESETS, Geometry
@@ -39,9 +40,9 @@ from sentei.overlay.manifest import (
     MemoryModel,
     sha256_of,
 )
+from sentei.overlay.serial_bridge import SIMULATED_PACKET_CYCLES
 
 CLOCK_HZ = 100_000_000
-PACKET_CYCLES = 100_000  # a simulated tenth of a second would be long
 MEMORY_BYTES = 32 << 20
 # Behind LiteDRAM, by memory model: the chip, and the controller's clock to the chip's.
 CHIPS = {LITEDRAM: (MT48LC16M16, "1:1"), LITEDRAM_DDR3: (MT41K64M16, "1:4")}
@@ -112,14 +113,16 @@ def main_memory(model: MemoryModel, geometry: Geometry):
     return DRAM(phy, module, MAIN_RAM_BASE, geometry.bus_bits, CLOCK_HZ)
 
 
-def make_soc(geometry: Geometry, memory: MemoryModel, engine: type, directory: Path):
+def make_soc(geometry: Geometry, memory: MemoryModel, technology: Technology, directory: Path):
     """(SoC, platform), wired to the harness's pads; firmware is compiled in `directory`."""
     for logger in ("SoC", "SoCBusHandler", "SoCCSRHandler", "SoCIRQHandler"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     platform = SimPlatform("SIM", list(_io))
     ram = main_memory(memory, geometry)
     phy = RS232PHYModel(platform.request("serial"))
-    soc = SenteiSoC(platform, geometry, engine(geometry), ram, phy, Clocks(platform), CLOCK_HZ, PACKET_CYCLES)
+    soc = SenteiSoC(
+        platform, geometry, Engine(geometry, technology), ram, phy, Clocks(platform), CLOCK_HZ, SIMULATED_PACKET_CYCLES
+    )
     # A cycle late, so that whoever sees the pulse also sees the registers that changed with it.
     soc.sync += platform.request("engine_irq").eq(soc.engine.irq)
     soc.comb += soc.host.connect_to_pads(platform.request("host"), mode="slave")
@@ -139,14 +142,13 @@ def build(
     geometry: Geometry | str = "32x32",
     memory: MemoryModel | str = "zynq-hp",
     output: str | Path | None = None,
-    engine: type | None = None,
+    technology: Technology = PACKED,
     fast: bool = True,
     jobs: int = 2,
 ) -> Path:
     """Build the simulator, or find it already built; returns the manifest's path.
 
-    `engine` stands in for sentei.gateware.technologies.packed.PackedEngine. `fast=False` compiles sooner and simulates
-    slower.
+    `technology` is what the engine's datapath is made of. `fast=False` compiles sooner and simulates slower.
     """
     name = geometry if isinstance(geometry, str) else f"{geometry.lanes}x{geometry.columns}"
     if isinstance(geometry, str):
@@ -157,17 +159,15 @@ def build(
         if memory not in MEMORY_MODELS:
             raise InputError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {memory!r}")
         memory = MEMORY_MODELS[memory]
-    if engine is None:
-        from sentei.gateware.technologies.packed import PackedEngine as engine
     directory = Path(output or f"build/sim/{name}-{memory.name}").resolve()
     options = {
         "geometry": geometry.to_dict(),
         "memory": asdict(memory),
         "memory_bytes": MEMORY_BYTES,
-        "engine": f"{engine.__module__}.{engine.__qualname__}",
+        "technology": technology.name,
         "fast": fast,
     }
-    inputs = verilator.digest(options, (Path(__file__), Path(inspect.getfile(engine))))
+    inputs = verilator.digest(options, (Path(__file__),))
     with verilator.locked(directory):
         try:
             manifest = Manifest.load(directory)
@@ -175,13 +175,13 @@ def build(
                 return directory / "manifest.json"
         except ManifestError:
             pass
-        return _build(name, geometry, memory, engine, fast, jobs, directory, inputs)
+        return _build(name, geometry, memory, technology, fast, jobs, directory, inputs)
 
 
-def _build(name, geometry, memory, engine, fast, jobs, directory: Path, inputs: str) -> Path:
+def _build(name, geometry, memory, technology, fast, jobs, directory: Path, inputs: str) -> Path:
     work = directory / "work"
     work.mkdir(exist_ok=True)
-    soc, platform = make_soc(geometry, memory, engine, work)
+    soc, platform = make_soc(geometry, memory, technology, work)
     library = verilator.compile_library(verilator.write_verilog(soc, platform, work), work, directory, fast, jobs)
     description, bit = directory / "sentei.hwh", directory / "sentei.bit"
     description.write_text(hardware_description(soc.addresses["engine"], soc.addresses["interrupts"], CLOCK_HZ))
@@ -202,13 +202,13 @@ def _build(name, geometry, memory, engine, fast, jobs, directory: Path, inputs: 
 
 
 def main() -> None:
-    from sentei.gateware.technologies.control import ControlEngine
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", default="32x32", choices=list(PRESETS), help="size of the engine")
     parser.add_argument("--memory", default="zynq-hp", choices=list(MEMORY_MODELS), help="model of main memory")
     parser.add_argument("--output", help="directory (default: build/sim/GEOMETRY-MEMORY)")
-    parser.add_argument("--control", action="store_true", help="only the engine's control: cycles, but no results")
+    parser.add_argument(
+        "--technology", default=PACKED.name, choices=list(SIMULATED), help="of the datapath; control: no results"
+    )
     parser.add_argument("--quick", action="store_true", help="compile sooner, simulate slower")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at once")
     arguments = parser.parse_args()
@@ -216,7 +216,7 @@ def main() -> None:
         arguments.geometry,
         arguments.memory,
         arguments.output,
-        ControlEngine if arguments.control else None,
+        SIMULATED[arguments.technology],
         fast=not arguments.quick,
         jobs=arguments.jobs,
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from sentei.driver.errors import OutOfMemoryError
-
-ALIGNMENT_BYTES = 64
+from sentei.overlay.geometry import ALIGNMENT_BYTES
 
 
 class Allocator:

@@ -23,8 +23,8 @@ import numpy as np
 
 from sentei.driver.errors import DeviceError, DeviceNotResponding
 from sentei.overlay.errors import InputError
+from sentei.overlay.serial_bridge import BAUD
 
-BAUD = 1_000_000
 WRITE, READ = 0x01, 0x02  # commands: bursts, addresses count up
 PACKET_WORDS = 128
 PACKETS = 3  # on their way; together less than the 2 KiB that the smallest known buffer holds

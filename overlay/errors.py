@@ -17,5 +17,13 @@ class CapacityError(SenteiError, ValueError):
     """A network needs more of a memory than the geometry has."""
 
 
+class BuildError(SenteiError):
+    """An overlay cannot be built; the text carries what the tool said."""
+
+
+class ToolMissingError(SenteiError):
+    """A program that a build needs is not installed, or does not work."""
+
+
 class InputError(SenteiError, ValueError):
     """A picture or an argument has the wrong shape, type or range."""

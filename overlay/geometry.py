@@ -20,6 +20,7 @@ ACTIVATION_BITS = 4
 WEIGHT_BITS = 4
 MAX_PIXELS = 1 << 19  # what a tap's signed offset reaches
 LOAD_BITS = 64  # unit of the loader: every memory's entry is a whole number of such words
+ALIGNMENT_BYTES = 64  # of what lies in main memory: buffers, segments of a program, images
 WIDE_BITS = 24  # of sums after the array, joined from several passes
 
 

@@ -15,10 +15,10 @@ import zlib
 import numpy as np
 
 from sentei.overlay.errors import InputError
+from sentei.overlay.geometry import ALIGNMENT_BYTES
 from sentei.overlay.program import Program
 
 MAGIC = 0x314D4953  # "SIM1"
-ALIGNMENT_BYTES = 64
 WORDS = (
     "magic",
     "crc",  # CRC-32 of all that follows

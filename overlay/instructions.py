@@ -103,6 +103,7 @@ INSTRUCTION = Layout(
 )
 INSTRUCTION_LOAD_WORDS = 2
 
+HEADER_WORDS = 2  # stream words of a task's header
 HEADER0 = Layout(
     "header0",
     ("tile", 15, "first tile"),

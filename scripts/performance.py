@@ -19,7 +19,7 @@ import numpy as np
 
 from sentei.boards.sim import build
 from sentei.driver import SenteiOverlay
-from sentei.gateware.technologies.control import ControlEngine
+from sentei.gateware.technologies.technology import CONTROL
 from sentei.host.apps.console import say, step
 from sentei.host.apps.measure import benchmark
 from sentei.host.compiler.compile import compile_network
@@ -209,7 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     networks: dict[str, dict] = {}
     whole = SenteiOverlay(build(GEOMETRY, MEMORY))
-    control = SenteiOverlay(build(GEOMETRY, MEMORY, f"build/sim/{GEOMETRY}-{MEMORY}-control", ControlEngine))
+    control = SenteiOverlay(build(GEOMETRY, MEMORY, f"build/sim/{GEOMETRY}-{MEMORY}-control", CONTROL))
     with whole, control, step(f"{len(arguments.models)} networks") as progress:
         for number, path in enumerate(arguments.models):
             networks[path.stem] = measure_network(path, whole, control)
@@ -218,7 +218,7 @@ def main() -> None:
         dense = networks.get(name.rsplit("-", 1)[0] + "-dense", row)
         row |= {"dense_cycles": dense["cycles"], "speedup": dense["cycles"] / row["cycles"]}
     large = replace(PRESETS[GEOMETRY], activation_words=SWEEP_ACTIVATION_WORDS)
-    with SenteiOverlay(build(large, MEMORY, "build/sim/sweep-control", ControlEngine)) as control:
+    with SenteiOverlay(build(large, MEMORY, "build/sim/sweep-control", CONTROL)) as control:
         layers = sweep(control, large)
     figures = {
         "command": "make performance",

@@ -16,23 +16,26 @@ def pytest_collection_modifyitems(items):
 
 
 @functools.cache
-def _manifest(geometry, memory: str, engine: type | None) -> Path:
+def _manifest(geometry, memory: str, technology) -> Path:
     from sentei.boards.sim import build
+    from sentei.gateware.technologies.technology import PACKED
     from sentei.overlay.instructions import fingerprint
 
     name = geometry if isinstance(geometry, str) else f"{fingerprint(geometry):08x}"
-    directory = f"{name}-{memory}" + (f"-{engine.__name__}" if engine else "")
-    return build(geometry, memory, ROOT / "build" / "sim" / directory, engine)
+    directory = f"{name}-{memory}" if technology is PACKED else f"{name}-{memory}-{technology.name}"
+    return build(geometry, memory, ROOT / "build" / "sim" / directory, technology)
 
 
 @pytest.fixture(scope="session")
 def overlay_path():
-    """overlay_path(geometry="8x8", memory="zynq-hp", engine=None): manifest of a built simulator.
+    """overlay_path(geometry="8x8", memory="zynq-hp", technology=PACKED): manifest of a built simulator.
 
-    The geometry is a preset's name or a Geometry; `engine` stands in for the one that simulators have.
+    The geometry is a preset's name or a Geometry.
     """
 
-    def build(geometry="8x8", memory: str = "zynq-hp", engine: type | None = None) -> Path:
-        return _manifest(geometry, memory, engine)
+    def build(geometry="8x8", memory: str = "zynq-hp", technology=None) -> Path:
+        from sentei.gateware.technologies.technology import PACKED
+
+        return _manifest(geometry, memory, technology or PACKED)
 
     return build

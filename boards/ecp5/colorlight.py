@@ -6,13 +6,14 @@ from litedram.phy import GENSDRPHY
 from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import colorlight_i5
 
-from sentei.boards.board import BAUD, Board
+from sentei.boards.board import Board
 from sentei.boards.ecp5 import flow as ecp5
 from sentei.boards.ecp5.clocks import SDRClocks
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.manifest import MEMORY_MODELS
+from sentei.overlay.serial_bridge import BAUD
 
 CARDS = {"25F": ("i5", "7.0"), "45F": ("i9", "7.2")}
 

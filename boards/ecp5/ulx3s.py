@@ -5,13 +5,14 @@ from litedram.phy import GENSDRPHY
 from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import radiona_ulx3s
 
-from sentei.boards.board import BAUD, Board
+from sentei.boards.board import Board
 from sentei.boards.ecp5 import flow as ecp5
 from sentei.boards.ecp5.clocks import SDRClocks
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.manifest import MEMORY_MODELS
+from sentei.overlay.serial_bridge import BAUD
 
 
 def parts(device: str, geometry: Geometry, clock_hz: int):

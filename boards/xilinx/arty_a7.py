@@ -10,7 +10,7 @@ from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import digilent_arty
 from migen import ClockDomain, ClockSignal, Signal
 
-from sentei.boards.board import BAUD, Board, Device
+from sentei.boards.board import Board, Device
 from sentei.boards.ecp5.flow import DDR3_BUS_BITS
 from sentei.boards.xilinx import vivado
 from sentei.boards.xilinx.zynq import GEOMETRY
@@ -18,6 +18,7 @@ from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.manifest import MEMORY_MODELS
+from sentei.overlay.serial_bridge import BAUD
 
 
 class Clocks(LiteXModule):

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from sentei.boards import BOARDS
 from sentei.boards.board import NAME, Board, Device, Outcome
-from sentei.gateware.firmware import BuildError, run
 from sentei.gateware.technologies.technology import xilinx as technology  # noqa: F401 (the board's SoC asks for it)
+from sentei.gateware.tools.programs import run
 from sentei.gateware.tools.yowasp import yosys
+from sentei.overlay.errors import BuildError
 
 OPTIONS: dict = {}
 SYNTHESIS = "synth_xilinx -family xc7 -flatten"

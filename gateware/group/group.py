@@ -30,6 +30,7 @@ from sentei.overlay.instructions import (
     EPOCH_BITS,
     HEADER0,
     HEADER1,
+    HEADER_WORDS,
     STEP,
     STEP_WEIGHTS_OFFSET,
     TAP,
@@ -67,8 +68,6 @@ DRAIN = Layout(
     ("maximum", 1),  # the maxima instead of the columns
     ("signal", 1),  # ends a phase
 )
-
-HEADER_WORDS = 2
 
 
 def result_queue_depth(geometry: Geometry) -> int:

@@ -24,7 +24,7 @@ from litex.soc.interconnect import wishbone
 from litex.soc.interconnect.csr import CSRStorage
 from migen import ClockSignal, ResetSignal, Signal
 
-from sentei.gateware import firmware
+from sentei.gateware.firmware.build import build_firmware
 from sentei.gateware.soc.interrupt import InterruptController
 from sentei.gateware.soc.serial_port import SerialPort
 from sentei.overlay import image
@@ -148,7 +148,7 @@ class SenteiSoC(SoCCore):
             "sdram_phy.h": self.memory.header,
         }
         constants = firmware_constants(self.geometry, self.memory_bytes)
-        words = firmware.build(constants, directory, headers if self.memory.header else {})
+        words = build_firmware(constants, directory, headers if self.memory.header else {})
         self.init_rom("rom", contents=words, auto_size=False)
 
     def check_registers(self):

@@ -1,4 +1,4 @@
-"""The engine with an array that simulates fast: one 64-bit multiplication and addition does the MACs of several lanes.
+"""An array that simulates fast: one 64-bit multiplication and addition does the MACs of several lanes.
 
 The lanes of a column share a weight. So with their activations in fields of one number, a[0] + a[1] * 2**16 + ...,
 one product has all their products, and one sum all their sums; a negative one borrows from the field above it. The
@@ -9,11 +9,9 @@ and its highest bit is the sum's, inverted.
 from migen import *
 
 from sentei.gateware.common import delay, delay_valid, nibble
-from sentei.gateware.engine.engine import Engine
 from sentei.gateware.technologies.array import GroupArray, Operands
 from sentei.gateware.technologies.lanes import Lanes
-from sentei.gateware.technologies.technology import Technology
-from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
+from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS
 
 WORD = 64  # bits that the simulating machine multiplies at once
 
@@ -63,10 +61,3 @@ class SelectingLanes(Lanes):
             statement = If(turn, register.eq(self.as_sums(source, lanes))).Else(statement)
         self.sync += statement
         return [register]
-
-
-class PackedEngine(Engine):
-    """In place of Engine, in a simulator."""
-
-    def __init__(self, geometry: Geometry):
-        Engine.__init__(self, geometry, Technology("packed", PackedGroupArray, SelectingLanes))

@@ -1,4 +1,9 @@
-"""What the datapath is made of: the array's cells and the requantizer's lanes. All else is the same on all devices."""
+"""What the datapath is made of: the array's cells and the requantizer's lanes. All else is the same everywhere.
+
+PORTABLE   plain Verilog                                  PACKED    for simulators: several MACs in one multiplication
+ecp5       multipliers and carry chains of an ECP5        CONTROL   no datapath: cycles, but no results
+xilinx     DSPs and LUTs of the 7 series
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,9 +11,11 @@ from dataclasses import dataclass
 from sentei.gateware import common
 from sentei.gateware.technologies import ecp5 as ecp5_cells
 from sentei.gateware.technologies.array import GroupArray
+from sentei.gateware.technologies.control import NoCells, NoLanes
 from sentei.gateware.technologies.ecp5 import ECP5GroupArray
 from sentei.gateware.technologies.ecp5_lanes import ECP5Lanes
 from sentei.gateware.technologies.lanes import Lanes
+from sentei.gateware.technologies.packed import PackedGroupArray, SelectingLanes
 from sentei.gateware.technologies.xilinx import XilinxGroupArray
 from sentei.overlay.geometry import Geometry
 
@@ -37,4 +44,7 @@ def xilinx(multipliers: int) -> Technology:
 
 
 PORTABLE = Technology("portable", GroupArray, Lanes)
+PACKED = Technology("packed", PackedGroupArray, SelectingLanes)
+CONTROL = Technology("control", NoCells, NoLanes)
+SIMULATED = {technology.name: technology for technology in (PACKED, CONTROL, PORTABLE)}
 ECP5_85F = ecp5(multipliers=156)

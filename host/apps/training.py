@@ -329,8 +329,9 @@ class _Run:
     """One run of `train` or `curve`: what its options mean."""
 
     def __init__(self, options: dict):
-        from sentei.host.apps.target import BuildError, geometry_named
+        from sentei.host.apps.target import geometry_named
         from sentei.host.datasets.data import KINDS, DataSet, Split, load
+        from sentei.overlay.errors import BuildError
         from sentei.overlay.manifest import MEMORY_MODELS
 
         for name, value in THREADS.items():

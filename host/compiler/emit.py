@@ -17,7 +17,7 @@ from sentei.host.compiler.schedule import Layer
 from sentei.host.compiler.tables import Tables
 from sentei.host.network.ir import Network
 from sentei.overlay.errors import CapacityError
-from sentei.overlay.geometry import LOAD_BITS, Geometry
+from sentei.overlay.geometry import ALIGNMENT_BYTES, LOAD_BITS, Geometry
 from sentei.overlay.instructions import (
     EPOCH_BITS,
     EVERYTHING,
@@ -32,11 +32,9 @@ from sentei.overlay.instructions import (
 )
 from sentei.overlay.program import TensorInfo
 
-ALIGNMENT = 64  # bytes; segments start at multiples of it
-
 
 def aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 class Emitter:

@@ -30,14 +30,13 @@ from sentei.overlay.geometry import LOAD_BITS, Geometry
 from sentei.overlay.instructions import (
     HEADER0,
     HEADER1,
+    HEADER_WORDS,
     STEP,
     STEP_WEIGHTS_OFFSET,
     Memory,
     load_words,
     stream_bits,
 )
-
-HEADER_WORDS = 2
 
 
 def pack_entries(entries: list[int], memory: Memory, geometry: Geometry) -> bytes:

@@ -21,9 +21,8 @@ from sentei.boards.board import Device
 from sentei.boards.ecp5 import flow as ecp5
 from sentei.boards.xilinx import vivado
 from sentei.gateware.engine.engine import Engine
-from sentei.gateware.firmware import BuildError
-from sentei.host.apps.target import BuildError as HostBuildError
 from sentei.host.apps.target import build_board
+from sentei.overlay.errors import BuildError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.manifest import Manifest
 
@@ -132,7 +131,7 @@ def test_cells_of_a_xilinx_device_are_counted():
     ],
 )
 def test_what_does_not_exist_is_refused(arguments, message, tmp_path):
-    with pytest.raises(HostBuildError, match=message):
+    with pytest.raises(BuildError, match=message):
         build_board([*arguments, "--output", str(tmp_path)], nullcontext)
     assert not list(tmp_path.iterdir())
 

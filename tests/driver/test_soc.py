@@ -1,7 +1,6 @@
 """The SoC around the engine: its memory keeps to the model's figures, its interrupts to PG099, its CPU talks."""
 
 import random
-import shutil
 
 import pytest
 
@@ -12,11 +11,8 @@ from litex.soc.interconnect.axi import BURST_INCR
 from litex.soc.interconnect.csr_bus import CSRBank, Interface
 from migen import Module, Signal, passive
 
-from sentei.gateware import firmware
 from sentei.gateware.soc.interrupt import InterruptController
 from sentei.gateware.soc.simulated_memory import DECERR, OKAY, SLVERR, SimulatedMemory
-from sentei.gateware.soc.soc import firmware_constants
-from sentei.overlay.geometry import PRESETS
 from sentei.overlay.manifest import MEMORY_MODELS
 from sentei.overlay.registers import INTERRUPT_REGISTERS
 
@@ -320,10 +316,3 @@ def test_a_build_is_not_repeated(overlay_path):
     library = next(path.parent.glob("sentei-*.so"))
     before = library.stat().st_mtime_ns
     assert build("8x8", "zynq-hp", path.parent) == path and library.stat().st_mtime_ns == before
-
-
-def test_a_missing_compiler_is_named_with_its_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "which", lambda program: None)
-    message = "riscv64-unknown-elf-gcc must be installed .*: sudo apt-get install gcc-riscv64-unknown-elf"
-    with pytest.raises(firmware.ToolMissingError, match=message):
-        firmware.build(firmware_constants(PRESETS["8x8"], 1 << 20), tmp_path)

@@ -21,7 +21,6 @@ from migen import Cat, If, Instance, Module, Mux, Replicate, Signal
 from migen.fhdl import verilog
 
 from sentei.gateware.common import delay
-from sentei.gateware.firmware import BuildError
 from sentei.gateware.technologies import ecp5
 from sentei.gateware.technologies.array import GroupArray
 from sentei.gateware.technologies.ecp5 import ECP5GroupArray
@@ -29,6 +28,7 @@ from sentei.gateware.technologies.packed import PackedGroupArray
 from sentei.gateware.technologies.technology import ECP5_85F, PORTABLE
 from sentei.gateware.technologies.xilinx import XilinxGroupArray
 from sentei.gateware.tools.yowasp import yosys
+from sentei.overlay.errors import BuildError
 from sentei.overlay.geometry import ACTIVATION_BITS, WEIGHT_BITS, Geometry
 
 pytestmark = hardware

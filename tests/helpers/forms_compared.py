@@ -12,7 +12,7 @@ from pathlib import Path
 from migen import Module
 from migen.fhdl import verilog
 
-from sentei.gateware.firmware import run
+from sentei.gateware.tools.programs import run
 from sentei.gateware.tools.yowasp import yosys_package
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "mac"  # not in /tmp: YoWASP has one of its own

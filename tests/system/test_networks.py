@@ -21,7 +21,7 @@ from helpers.random_networks import ModelWriter, random_images, random_model
 from helpers.tiers import campaign, seeds
 
 from sentei.driver import SenteiOverlay
-from sentei.gateware.engine.engine import Engine
+from sentei.gateware.technologies.technology import PACKED, PORTABLE
 from sentei.host.compiler import compile as compiler
 from sentei.host.compiler.compile import compile_network
 from sentei.host.frontend.importer import load
@@ -42,7 +42,7 @@ def overlays(overlay_path):
 
     def get(name):
         if name not in opened:
-            path = overlay_path(NETWORK_GEOMETRIES[name], engine=Engine if name == "portable" else None)
+            path = overlay_path(NETWORK_GEOMETRIES[name], technology=PORTABLE if name == "portable" else PACKED)
             opened[name] = SenteiOverlay(path)
             opened[name].engine.clock.limit = LIMIT_CYCLES
         return opened[name]

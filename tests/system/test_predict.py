@@ -16,7 +16,7 @@ from helpers.random_networks import random_images
 from helpers.tiers import campaign
 
 from sentei.driver import SenteiOverlay
-from sentei.gateware.technologies.control import ControlEngine
+from sentei.gateware.technologies.technology import CONTROL, PACKED
 from sentei.host.apps import measure, target
 from sentei.host.compiler.compile import compile_network
 from sentei.host.frontend.importer import load
@@ -41,8 +41,8 @@ def pairs(overlay_path):
     def get(name, memory):
         if (name, memory) not in opened:
             paths = [
-                overlay_path(name if name in PRESETS else NETWORK_GEOMETRIES[name], memory, engine)
-                for engine in (None, ControlEngine)
+                overlay_path(name if name in PRESETS else NETWORK_GEOMETRIES[name], memory, technology)
+                for technology in (PACKED, CONTROL)
             ]
             opened[name, memory] = [SenteiOverlay(path) for path in paths]
             for overlay in opened[name, memory]:
