@@ -2,8 +2,6 @@
 
 from migen import *
 
-from sentei.overlay.fields import Layout
-
 
 def delay(module, signal, cycles):
     """`signal` as it was `cycles` clock cycles ago; adds the registers to `module`."""
@@ -29,17 +27,6 @@ def spread(module, signal, cycles, users):
     This form has one copy for all. A vendor's form has more where wires across the device are slow.
     """
     return [(range(users), delay(module, signal, cycles))]
-
-
-def fields_of(layout: Layout, word):
-    """Record-like view: one Signal per field of `layout`, with the statements that drive them from `word`."""
-    view = type(layout.name, (), {})()
-    statements = []
-    for field in layout.fields.values():
-        signal = Signal((field.width, field.signed), name=f"{layout.name}_{field.name}")
-        statements.append(signal.eq(word[field.offset : field.offset + field.width]))
-        setattr(view, field.name, signal)
-    return view, statements
 
 
 def nibble(word, index):

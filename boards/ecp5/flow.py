@@ -16,8 +16,8 @@ from litex.build.lattice.trellis import LatticeTrellisToolchain
 
 from sentei.boards.board import NAME, Device, Outcome
 from sentei.boards.ecp5.area import GEOMETRY as LARGE
-from sentei.gateware.engine.activation_memory import MEMORY_PREFIX
 from sentei.gateware.group.group import table_prefix
+from sentei.gateware.memory.activation_memory import MEMORY_PREFIX
 from sentei.gateware.technologies.technology import ecp5 as technology  # noqa: F401 (the board's SoC asks for it)
 from sentei.gateware.tools.yowasp import ecppack, nextpnr_ecp5, yosys
 from sentei.overlay.errors import BuildError

@@ -15,7 +15,7 @@ One vector may start every cycle; there is no back-pressure.
 from migen import *
 
 from sentei.gateware.common import delay, nibble
-from sentei.gateware.engine.activation_memory import ActivationPort
+from sentei.gateware.memory.activation_memory import ActivationPort
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
 

@@ -1,0 +1,1 @@
+"""From the sums of a few groups to 4-bit results in the activation memory."""

@@ -1,0 +1,1 @@
+"""Carries out a program's instructions, with no help from a CPU."""

@@ -1,0 +1,1 @@
+"""The SoC around the engine, and the memories behind it."""

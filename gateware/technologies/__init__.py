@@ -1,0 +1,1 @@
+"""What the datapath is made of: the cells of each vendor, of plain Verilog, and of simulators."""

@@ -1,0 +1,1 @@
+"""Programs that builds run: compilers, Verilator, yosys, nextpnr."""

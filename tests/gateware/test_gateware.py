@@ -7,9 +7,11 @@ import pytest
 from litex.soc.interconnect.axi import AXIInterface
 from migen import Module, run_simulation
 
-from sentei.gateware.engine.activation_memory import ActivationMemory, ActivationPort
-from sentei.gateware.engine.dma import BURST_BEATS, DMAReader, DMAWriter
 from sentei.gateware.group.aligner import Aligner
+from sentei.gateware.memory.activation_memory import ActivationMemory, ActivationPort
+from sentei.gateware.memory.bursts import BURST_BEATS
+from sentei.gateware.memory.dma_reader import DMAReader
+from sentei.gateware.memory.dma_writer import DMAWriter
 from sentei.gateware.technologies.array import GroupArray
 from sentei.overlay.geometry import Geometry
 

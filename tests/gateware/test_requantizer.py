@@ -10,7 +10,7 @@ from helpers.random_layers import even_thresholds
 from helpers.tiers import seeds
 from migen import Module, Signal, run_simulation
 
-from sentei.gateware.group.group import DRAIN, TRIGGER_LEAD, DrainPort
+from sentei.gateware.group.drain import DRAIN, TRIGGER_LEAD, DrainPort
 from sentei.gateware.requantizer.requantizer import Requantizer
 from sentei.gateware.technologies.lanes import LATENCY
 from sentei.host.compiler import channel_entries as entries
