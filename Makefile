@@ -72,7 +72,7 @@ ulx3s-85f: setup ## bitstream with the whole 32x32 array, in an hour or two: bui
 	$(VENV)/bin/sentei build ulx3s --device 85F --report reports/boards.json
 
 resources: setup ## cells of the Xilinx boards' SoCs by yosys, in some minutes: reports/boards.json
-	$(VENV)/bin/python -m sentei.boards.xilinx.vivado pynq_z2 arty_a7 --report reports/boards.json
+	$(VENV)/bin/python -m sentei.boards.xilinx.estimate pynq_z2 arty_a7 --report reports/boards.json
 
 bridge: setup ## 1,000 inferences over the serial bridge to a simulated SoC: reports/bridge.json
 	$(VENV)/bin/python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json

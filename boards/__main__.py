@@ -8,7 +8,6 @@ prints a line when a step begins, "overlay: DIRECTORY" at the end, and errors to
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import shutil
 import sys
@@ -16,22 +15,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from sentei.boards import BOARDS
+from sentei.boards import BOARDS, board_named
 from sentei.overlay.errors import InputError, SenteiError
 from sentei.overlay.manifest import Manifest, sha256_of
-
-
-def board_named(name: str):
-    """InputError if there is none of that name."""
-    if name not in BOARDS:
-        raise InputError(f"board must be sim or one of {', '.join(BOARDS)}, not {name!r}")
-    try:
-        return importlib.import_module(BOARDS[name]).BOARD
-    except ImportError as error:
-        raise InputError(
-            f"building needs a package that is not installed ({error}): pip install "
-            "'sentei[sim,synthesis]', or `make setup`"
-        ) from error
 
 
 def add_bitstream(directory: Path, bit: Path) -> None:

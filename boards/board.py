@@ -13,77 +13,70 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
+from sentei.boards.flow import NAME, Device, Flow, Stage
 from sentei.gateware.engine.engine import Engine
 from sentei.gateware.soc.soc import SenteiSoC
 from sentei.overlay.errors import BuildError
-from sentei.overlay.geometry import Geometry
 from sentei.overlay.hwh import hardware_description
 from sentei.overlay.manifest import Manifest, MemoryModel, sha256_of
 
-NAME = "sentei"  # of all files
 LOGGERS = ("SoC", "SoCBusHandler", "SoCCSRHandler", "SoCIRQHandler", "ECP5PLL", "S7PLL")
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device that boards come with, and what is built for it: the engine, with so many of its multipliers."""
-
-    geometry: Geometry
-    multipliers: int
-    clock_hz: int
-
-
-class Outcome(NamedTuple):
-    """Of a flow: the bitstream and its figures, or what was missing to make it."""
-
-    bit: Path | None
-    figures: dict
-    missing: str = ""
 
 
 @dataclass(frozen=True)
 class Board:
     """A board whose SoC has a soft CPU, and whose host is behind a serial port.
 
-    `flow` is the module of the device's tools: ecp5 or vivado. `parts(device, geometry, clock_hz)` makes (platform,
-    clocks, main memory, serial port).
+    `parts(device, geometry, clock_hz)` makes (platform, clocks, main memory, serial port).
     """
 
     name: str
     devices: dict[str, Device]
     memory: MemoryModel
-    flow: Any
+    flow: Flow
     parts: Callable
 
-    target = "bridge"
+    packet_cycles: ClassVar[int | None] = None  # after which half a packet on the serial port is forgotten
+
+    @property
+    def target(self) -> str:
+        """What is before the driver, as the manifest says it."""
+        return "bridge"
+
+    def label(self, name: str) -> str:
+        """What the overlay for the device of that name is called."""
+        return f"{self.name}-{name}"
 
     def directory(self, name: str) -> Path:
         """Where the overlay for the device of that name is built by default."""
-        return Path("build") / f"{self.name}-{name}"
+        return Path("build") / self.label(name)
 
-    def make_soc(self, name: str, directory: Path):
+    def connect(self, soc: Any, platform: Any) -> None:
+        """Wire what the platform has besides `parts`."""
+
+    def make_soc(self, name: str, directory: Path) -> tuple[Any, Any]:
         """(SoC, platform) for the device of that name; firmware is compiled in `directory`."""
         device = self.devices[name]
         platform, clocks, memory, port = self.parts(name, device.geometry, device.clock_hz)
         engine = Engine(device.geometry, self.flow.technology(device.multipliers))
         self.flow.constrain(name, engine)
-        soc = SenteiSoC(platform, device.geometry, engine, memory, port, clocks, device.clock_hz)
+        soc = SenteiSoC(platform, device.geometry, engine, memory, port, clocks, device.clock_hz, self.packet_cycles)
+        self.connect(soc, platform)
         soc.install_firmware(directory)
         return soc, platform
 
-    def write_verilog(self, name: str, work: Path):
-        """Begin anew in `work` with Verilog and constraints; returns (SoC, platform)."""
+    def write_verilog(self, name: str, work: Path) -> tuple[Any, Any, list[Path]]:
+        """Begin anew in `work` with Verilog and constraints; returns (SoC, platform, sources)."""
         for logger in LOGGERS:
             logging.getLogger(logger).setLevel(logging.WARNING)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         soc, platform = self.make_soc(name, work)
-        platform.build(soc, build_dir=str(work), build_name=NAME, run=False, **self.flow.OPTIONS)
-        return soc, platform
+        return soc, platform, self.flow.write_verilog(soc, platform, work)
 
-    def build(self, name: str, directory: Path, seed: int = 1, stage: Callable = nullcontext) -> dict:
+    def build(self, name: str, directory: Path, seed: int = 1, stage: Stage = nullcontext) -> dict:
         """Build the overlay in `directory`; returns its figures. Each step runs in the context `stage(text)`.
 
         BuildError if it does not fit or a clock is missed, and nothing can be loaded then; or if the tools that make
@@ -94,15 +87,18 @@ class Board:
         work = directory / "work"
         (directory / "manifest.json").unlink(missing_ok=True)
         with stage("writing Verilog"):
-            soc, platform = self.write_verilog(name, work)
-        outcome = self.flow.implement(f"{self.name}-{name}", device, platform, work, seed, stage)
+            soc, platform, sources = self.write_verilog(name, work)
+        inputs = self.inputs(name, sources)
+        outcome = self.flow.implement(self.label(name), device, platform, sources, work, seed, stage)
         files = {"hwh": directory / f"{NAME}.hwh"}
         addresses = soc.addresses
         files["hwh"].write_text(hardware_description(addresses["engine"], addresses["interrupts"], device.clock_hz))
-        if outcome.bit is not None:
-            files["bit"] = Path(shutil.copy(outcome.bit, directory))
+        for role, path in outcome.files.items():
+            files[role] = directory / path.name
+            if path != files[role]:
+                shutil.copy(path, files[role])
         Manifest(
-            name=f"{self.name}-{name}",
+            name=self.label(name),
             target=self.target,
             geometry=device.geometry,
             memory=self.memory,
@@ -110,13 +106,17 @@ class Board:
             addresses=addresses,
             memory_bytes=soc.memory_bytes,
             files={role: {"name": path.name, "sha256": sha256_of(path)} for role, path in files.items()},
-            inputs=sha256_of(work / f"{NAME}.v"),
+            inputs=inputs,
             directory=directory,
         ).save()
-        if outcome.bit is None:
+        if outcome.missing:
             raise BuildError(outcome.missing)
         command = f"sentei build {self.name} --device {name} --seed {seed}"
         return self.figures(name, outcome.figures, self.flow.tools(), command)
+
+    def inputs(self, name: str, sources: list[Path]) -> str:
+        """Identity of what is built, for the manifest."""
+        return sha256_of(sources[0])
 
     def figures(self, name: str, measured: dict, tools: dict[str, str], command: str) -> dict:
         """What a report says of a build with these tools."""

@@ -9,9 +9,9 @@ manifest that names them.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from litedram.modules import MT41K64M16, MT48LC16M16
@@ -22,15 +22,15 @@ from litex.gen import LiteXModule
 from litex.soc.cores.uart import RS232PHYModel
 from migen import ClockDomain, Signal
 
-from sentei.gateware.engine.engine import Engine
+from sentei.boards.board import Board
+from sentei.boards.flow import NAME, Device, Flow, Outcome
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.simulated_memory import SimulatedMemory
-from sentei.gateware.soc.soc import MAIN_RAM_BASE, SenteiSoC
+from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.gateware.technologies.technology import PACKED, SIMULATED, Technology
 from sentei.gateware.tools import verilator
 from sentei.overlay.errors import InputError
 from sentei.overlay.geometry import PRESETS, Geometry
-from sentei.overlay.hwh import hardware_description
 from sentei.overlay.manifest import (
     LITEDRAM,
     LITEDRAM_DDR3,
@@ -38,7 +38,6 @@ from sentei.overlay.manifest import (
     Manifest,
     ManifestError,
     MemoryModel,
-    sha256_of,
 )
 from sentei.overlay.serial_bridge import SIMULATED_PACKET_CYCLES
 
@@ -113,29 +112,91 @@ def main_memory(model: MemoryModel, geometry: Geometry):
     return DRAM(phy, module, MAIN_RAM_BASE, geometry.bus_bits, CLOCK_HZ)
 
 
-def make_soc(geometry: Geometry, memory: MemoryModel, technology: Technology, directory: Path):
-    """(SoC, platform), wired to the harness's pads; firmware is compiled in `directory`."""
-    for logger in ("SoC", "SoCBusHandler", "SoCCSRHandler", "SoCIRQHandler"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
-    platform = SimPlatform("SIM", list(_io))
-    ram = main_memory(memory, geometry)
-    phy = RS232PHYModel(platform.request("serial"))
-    soc = SenteiSoC(
-        platform, geometry, Engine(geometry, technology), ram, phy, Clocks(platform), CLOCK_HZ, SIMULATED_PACKET_CYCLES
-    )
-    # A cycle late, so that whoever sees the pulse also sees the registers that changed with it.
-    soc.sync += platform.request("engine_irq").eq(soc.engine.irq)
-    soc.comb += soc.host.connect_to_pads(platform.request("host"), mode="slave")
-    soc.comb += [
-        platform.request("irq").eq(soc.interrupts.irq),
-        platform.request("bus_error").eq(soc.ctrl.bus_error),
-        platform.request("cpu_idle").eq(soc.cpu_idle),
-    ]
-    stalls, withhold = platform.request("stalls"), platform.request("withhold")
-    if isinstance(ram, SimulatedMemory):
-        soc.comb += [ram.stalls.eq(stalls), ram.withhold.eq(withhold)]
-    soc.install_firmware(directory)
-    return soc, platform
+@dataclass(frozen=True)
+class VerilatorFlow(Flow):
+    """Verilator and a C++ compiler; `fast=False` compiles sooner and simulates slower."""
+
+    datapath: Technology = PACKED
+    fast: bool = True
+    jobs: int = 2
+
+    def technology(self, multipliers):
+        return self.datapath
+
+    def write_verilog(self, soc, platform, work):
+        return verilator.write_verilog(soc, platform, work)
+
+    def implement(self, label, device, platform, sources, work, seed, stage):
+        directory = work.parent
+        with stage("Verilator"):
+            library = verilator.compile_library(sources, work, directory, self.fast, self.jobs)
+        bit = directory / f"{NAME}.bit"
+        bit.write_bytes(BIT_CONTENT)
+        return Outcome({"library": library, "bit": bit})
+
+    def tools(self):
+        return {"verilator": version("verilator")}
+
+
+@dataclass(frozen=True)
+class SimulatedBoard(Board):
+    """The board that is simulated; each geometry is a device of it."""
+
+    flow: VerilatorFlow
+
+    packet_cycles = SIMULATED_PACKET_CYCLES
+
+    @property
+    def target(self) -> str:
+        return "bridge" if self.memory.name in CHIPS else "sim"
+
+    def label(self, name: str) -> str:
+        return f"{name}-{self.memory.name}"
+
+    def directory(self, name: str) -> Path:
+        return Path("build/sim") / self.label(name)
+
+    def connect(self, soc, platform) -> None:
+        # A cycle late, so that whoever sees the pulse also sees the registers that changed with it.
+        soc.sync += platform.request("engine_irq").eq(soc.engine.irq)
+        soc.comb += soc.host.connect_to_pads(platform.request("host"), mode="slave")
+        soc.comb += [
+            platform.request("irq").eq(soc.interrupts.irq),
+            platform.request("bus_error").eq(soc.ctrl.bus_error),
+            platform.request("cpu_idle").eq(soc.cpu_idle),
+        ]
+        stalls, withhold = platform.request("stalls"), platform.request("withhold")
+        if isinstance(soc.memory, SimulatedMemory):
+            soc.comb += [soc.memory.stalls.eq(stalls), soc.memory.withhold.eq(withhold)]
+
+    def inputs(self, name: str, sources: list[Path]) -> str:
+        """Known before the Verilog is, so that a simulator that is there is found at once."""
+        options = {
+            "geometry": self.devices[name].geometry.to_dict(),
+            "memory": asdict(self.memory),
+            "memory_bytes": MEMORY_BYTES,
+            "technology": self.flow.datapath.name,
+            "fast": self.flow.fast,
+        }
+        here = Path(__file__).parent
+        return verilator.digest(options, tuple(here / source for source in ("sim.py", "board.py", "flow.py")))
+
+
+def simulated(devices: dict[str, Device], memory: MemoryModel, flow: VerilatorFlow) -> SimulatedBoard:
+    def parts(device: str, geometry: Geometry, clock_hz: int):
+        platform = SimPlatform("SIM", list(_io))
+        port = RS232PHYModel(platform.request("serial"))
+        return platform, Clocks(platform), main_memory(memory, geometry), port
+
+    return SimulatedBoard("sim", devices, memory, flow, parts)
+
+
+def device_of(geometry: Geometry) -> Device:
+    return Device(geometry, multipliers=0, clock_hz=CLOCK_HZ)
+
+
+DEVICES = {name: device_of(geometry) for name, geometry in PRESETS.items()}
+BOARD = simulated(DEVICES, MEMORY_MODELS["zynq-hp"], VerilatorFlow())
 
 
 def build(
@@ -159,46 +220,17 @@ def build(
         if memory not in MEMORY_MODELS:
             raise InputError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {memory!r}")
         memory = MEMORY_MODELS[memory]
-    directory = Path(output or f"build/sim/{name}-{memory.name}").resolve()
-    options = {
-        "geometry": geometry.to_dict(),
-        "memory": asdict(memory),
-        "memory_bytes": MEMORY_BYTES,
-        "technology": technology.name,
-        "fast": fast,
-    }
-    inputs = verilator.digest(options, (Path(__file__),))
+    board = simulated({name: device_of(geometry)}, memory, VerilatorFlow(technology, fast, jobs))
+    directory = Path(output or board.directory(name)).resolve()
     with verilator.locked(directory):
         try:
             manifest = Manifest.load(directory)
-            if manifest.inputs == inputs and all(manifest.file(role) for role in manifest.files):
+            if manifest.inputs == board.inputs(name, []) and all(manifest.file(role) for role in manifest.files):
                 return directory / "manifest.json"
         except ManifestError:
             pass
-        return _build(name, geometry, memory, technology, fast, jobs, directory, inputs)
-
-
-def _build(name, geometry, memory, technology, fast, jobs, directory: Path, inputs: str) -> Path:
-    work = directory / "work"
-    work.mkdir(exist_ok=True)
-    soc, platform = make_soc(geometry, memory, technology, work)
-    library = verilator.compile_library(verilator.write_verilog(soc, platform, work), work, directory, fast, jobs)
-    description, bit = directory / "sentei.hwh", directory / "sentei.bit"
-    description.write_text(hardware_description(soc.addresses["engine"], soc.addresses["interrupts"], CLOCK_HZ))
-    bit.write_bytes(BIT_CONTENT)
-    files = {"library": library, "hwh": description, "bit": bit}
-    return Manifest(
-        name=f"{name}-{memory.name}",
-        target="bridge" if memory.name in CHIPS else "sim",
-        geometry=geometry,
-        memory=memory,
-        clock_hz=CLOCK_HZ,
-        addresses=soc.addresses,
-        memory_bytes=soc.memory_bytes,
-        files={role: {"name": path.name, "sha256": sha256_of(path)} for role, path in files.items()},
-        inputs=inputs,
-        directory=directory,
-    ).save()
+        board.build(name, directory)
+        return directory / "manifest.json"
 
 
 def main() -> None:

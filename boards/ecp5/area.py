@@ -27,22 +27,13 @@ from migen.fhdl import verilog
 from migen.fhdl.structure import _Fragment
 from migen.fhdl.tools import list_signals, list_special_ios, list_targets
 
+from sentei.boards.ecp5.flow import SYNTHESIS
+from sentei.boards.ecp5.presets import LARGE
 from sentei.gateware.engine.engine import Engine
 from sentei.gateware.technologies.technology import ECP5_85F, PORTABLE, Technology
 from sentei.gateware.tools.yowasp import yosys
 from sentei.overlay.geometry import Geometry
 
-# 32x32 with memories that leave EBRs of an LFE5U-85F to the rest of the SoC.
-GEOMETRY = Geometry(
-    activation_words=2048,
-    stream_words=2048,
-    tile_entries=512,
-    tap_entries=512,
-    mask_entries=512,
-    channel_entries=512,
-    instruction_words=512,
-    profile_entries=64,
-)
 DEVICE = "LFE5U-85F"
 DEVICE_CELLS = {"luts": 83640, "ffs": 83640, "multipliers": 156, "memories": 208}
 CELLS = {"ffs": "TRELLIS_FF", "multipliers": "MULT18X18D", "memories": "DP16KD", "lut_memories": "TRELLIS_DPR16X4"}
@@ -54,7 +45,6 @@ COLUMNS = {
     "memories": "EBR",
     "lut_memories": "DPR16X4",
 }
-SYNTHESIS = "synth_ecp5 -nowidelut -no-rw-check"  # wide multiplexers cost more LUTs in PFUMX trees than without
 REST = "registers and glue"
 
 
@@ -189,7 +179,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--output", default="build/area", help="directory for Verilog, netlists and logs")
     arguments = parser.parse_args()
-    parts = parts_of(GEOMETRY, ECP5_85F if arguments.technology == "ecp5" else PORTABLE)
+    parts = parts_of(LARGE, ECP5_85F if arguments.technology == "ecp5" else PORTABLE)
     if arguments.only:
         unknown = set(arguments.only) - {part.name for part in parts}
         if unknown:
@@ -203,7 +193,7 @@ def main() -> None:
         report = {
             "device": DEVICE,
             "technology": arguments.technology,
-            "geometry": GEOMETRY.to_dict(),
+            "geometry": LARGE.to_dict(),
             "synthesis": SYNTHESIS,
             "blocks": {part.name: {"copies": part.count, "cells_of_one": part.cells} for part in parts},
         }

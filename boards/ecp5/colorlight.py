@@ -7,8 +7,9 @@ from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import colorlight_i5
 
 from sentei.boards.board import Board
-from sentei.boards.ecp5 import flow as ecp5
 from sentei.boards.ecp5.clocks import SDRClocks
+from sentei.boards.ecp5.flow import ECP5Flow
+from sentei.boards.ecp5.presets import DEVICES
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.overlay.geometry import Geometry
@@ -34,5 +35,6 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
 
 
-DEVICES = {device: ecp5.DEVICES[device] for device in CARDS}
-BOARD = Board("colorlight", DEVICES, MEMORY_MODELS["colorlight-sdram"], ecp5, parts)
+BOARD = Board(
+    "colorlight", {device: DEVICES[device] for device in CARDS}, MEMORY_MODELS["colorlight-sdram"], ECP5Flow(), parts
+)

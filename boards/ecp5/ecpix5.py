@@ -6,8 +6,9 @@ from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import lambdaconcept_ecpix5
 
 from sentei.boards.board import Board
-from sentei.boards.ecp5 import flow as ecp5
 from sentei.boards.ecp5.clocks import DDRClocks
+from sentei.boards.ecp5.flow import ECP5Flow
+from sentei.boards.ecp5.presets import with_ddr3
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.overlay.geometry import Geometry
@@ -24,4 +25,4 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
 
 
-BOARD = Board("ecpix5", ecp5.with_ddr3("45F", "85F"), MEMORY_MODELS["ddr3"], ecp5, parts)
+BOARD = Board("ecpix5", with_ddr3("45F", "85F"), MEMORY_MODELS["ddr3"], ECP5Flow(), parts)

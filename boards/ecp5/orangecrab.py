@@ -7,8 +7,9 @@ from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import gsd_orangecrab
 
 from sentei.boards.board import Board
-from sentei.boards.ecp5 import flow as ecp5
 from sentei.boards.ecp5.clocks import DDRClocks
+from sentei.boards.ecp5.flow import ECP5Flow
+from sentei.boards.ecp5.presets import with_ddr3
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.overlay.geometry import Geometry
@@ -34,4 +35,4 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
 
 
-BOARD = Board("orangecrab", ecp5.with_ddr3("25F", "85F"), MEMORY_MODELS["ddr3"], ecp5, parts)
+BOARD = Board("orangecrab", with_ddr3("25F", "85F"), MEMORY_MODELS["ddr3"], ECP5Flow(), parts)

@@ -6,8 +6,9 @@ from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import radiona_ulx3s
 
 from sentei.boards.board import Board
-from sentei.boards.ecp5 import flow as ecp5
 from sentei.boards.ecp5.clocks import SDRClocks
+from sentei.boards.ecp5.flow import ECP5Flow
+from sentei.boards.ecp5.presets import DEVICES
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.overlay.geometry import Geometry
@@ -26,4 +27,4 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
 
 
-BOARD = Board("ulx3s", ecp5.DEVICES, MEMORY_MODELS["ulx3s-sdram"], ecp5, parts)
+BOARD = Board("ulx3s", DEVICES, MEMORY_MODELS["ulx3s-sdram"], ECP5Flow(), parts)

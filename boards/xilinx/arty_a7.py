@@ -1,7 +1,5 @@
 """Arty A7-100T: an Artix-7 with 256 MiB of DDR3 (16 bits wide), a serial port on USB."""
 
-from dataclasses import replace
-
 from litedram.modules import MT41K128M16
 from litedram.phy import A7DDRPHY
 from litex.gen import LiteXModule
@@ -10,10 +8,9 @@ from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import digilent_arty
 from migen import ClockDomain, ClockSignal, Signal
 
-from sentei.boards.board import Board, Device
-from sentei.boards.ecp5.flow import DDR3_BUS_BITS
-from sentei.boards.xilinx import vivado
-from sentei.boards.xilinx.zynq import GEOMETRY
+from sentei.boards.board import Board
+from sentei.boards.xilinx.presets import DEVICES
+from sentei.boards.xilinx.vivado import VivadoFlow
 from sentei.gateware.soc.dram import DRAM
 from sentei.gateware.soc.soc import MAIN_RAM_BASE
 from sentei.overlay.geometry import Geometry
@@ -53,5 +50,4 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
 
 
-DEVICES = {"100T": Device(replace(GEOMETRY, bus_bits=DDR3_BUS_BITS), multipliers=240, clock_hz=100_000_000)}
-BOARD = Board("arty_a7", DEVICES, MEMORY_MODELS["ddr3"], vivado, parts)
+BOARD = Board("arty_a7", {"100T": DEVICES["100T"]}, MEMORY_MODELS["ddr3"], VivadoFlow(), parts)

@@ -10,7 +10,7 @@ There is no soft CPU: the Arm cores are the host.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from litex.gen import LiteXModule
@@ -18,30 +18,20 @@ from litex.soc.integration.soc import SoCRegion
 from litex.soc.integration.soc_core import SoCCore
 from migen import ClockDomain, ClockSignal, ResetSignal, Signal
 
-from sentei.boards.board import NAME, Board, Device
-from sentei.boards.xilinx import vivado
+from sentei.boards.board import Board
+from sentei.boards.flow import NAME, Device
+from sentei.boards.xilinx.presets import DEVICES
+from sentei.boards.xilinx.vivado import VivadoFlow
 from sentei.gateware.engine.engine import Engine
 from sentei.gateware.soc.interrupt import InterruptController
 from sentei.gateware.soc.soc import CSR_PAGE_BYTES
-from sentei.overlay.geometry import PRESETS
+from sentei.gateware.technologies.technology import Technology
 from sentei.overlay.manifest import MEMORY_MODELS
 
 CSR_BASE = 0x4000_0000  # where M_AXI_GP0 begins
 CSR_PAGES = {"ctrl": 0, "engine": 1, "interrupts": 2}
 MEMORY_BYTES = 512 << 20
 NOT_CACHED = 0b0011  # AxCACHE: normal memory, which may be buffered and not be cached
-GEOMETRY = replace(
-    PRESETS["32x32"],
-    activation_words=4096,
-    stream_words=2048,
-    tile_entries=512,
-    tap_entries=512,
-    mask_entries=512,
-    channel_entries=512,
-    instruction_words=512,
-    profile_entries=64,
-)
-DEVICES = {"7020": Device(GEOMETRY, multipliers=208, clock_hz=100_000_000)}
 
 
 class Clocks(LiteXModule):
@@ -60,7 +50,7 @@ class Clocks(LiteXModule):
 
 
 class ZynqSoC(SoCCore):
-    def __init__(self, platform, device: Device):
+    def __init__(self, platform, device: Device, technology: Technology):
         self.csr_map = dict(CSR_PAGES)
         self.memory_bytes = MEMORY_BYTES
         self.addresses = {"main_ram": 0} | {
@@ -79,7 +69,7 @@ class ZynqSoC(SoCCore):
             with_timer=False,
             bus_timeout=1024,
         )
-        engine = Engine(device.geometry, vivado.technology(device.multipliers))
+        engine = Engine(device.geometry, technology)
         engine.get_memories = lambda sort=False: []  # the contract has registers only
         self.engine = engine
         self.interrupts = InterruptController([engine.irq])
@@ -118,14 +108,14 @@ class ZynqSoC(SoCCore):
 class ZynqBoard(Board):
     """A board with a Zynq-7000. `parts()` makes a LiteX platform with the PS7's pins."""
 
-    target = "pynq"
-
-    def directory(self, name: str) -> Path:
-        return Path("overlay") / self.name
+    @property
+    def target(self) -> str:
+        return "pynq"
 
     def make_soc(self, name: str, directory: Path):
+        device = self.devices[name]
         platform = self.parts()
-        return ZynqSoC(platform, self.devices[name]), platform
+        return ZynqSoC(platform, device, self.flow.technology(device.multipliers)), platform
 
     def write_verilog(self, name: str, work: Path):
         written = super().write_verilog(name, work)
@@ -137,4 +127,4 @@ class ZynqBoard(Board):
 
 
 def zynq_board(name: str, platform: Callable) -> ZynqBoard:
-    return ZynqBoard(name, DEVICES, MEMORY_MODELS["zynq-hp"], vivado, platform)
+    return ZynqBoard(name, {"7020": DEVICES["7020"]}, MEMORY_MODELS["zynq-hp"], VivadoFlow(), platform)

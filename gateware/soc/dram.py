@@ -19,6 +19,8 @@ from litex.gen import LiteXModule
 from litex.soc.interconnect import axi, stream, wishbone
 from migen import If, Signal
 
+DDR3_BUS_BITS = 128  # what LiteDRAM moves in a cycle with 16 bits of DDR3: narrower ports would wait for each word
+
 
 class WishboneRegister(LiteXModule):
     """Hands each access of `slave` on to `master`, a cycle later, and its answer back, a cycle later."""

@@ -31,7 +31,7 @@ def build(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="folder (default: build/BOARD-DEVICE; of a PYNQ overlay/BOARD)"),
+        typer.Option("--output", "-o", help="folder (default: build/BOARD-DEVICE)"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the placement; another may be faster")] = 1,
     bit: Annotated[

@@ -1,7 +1,6 @@
 """Every board, elaborated: its pins exist, its registers are where the contract says, its firmware fits, its clock can
 be made. The engine is a small one in all of them. Place and route is `make ulx3s-12f`."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -16,10 +15,11 @@ pytest.importorskip("litex_boards")
 
 from helpers.tiers import hardware
 
-from sentei.boards import BOARDS
-from sentei.boards.board import Device
+from sentei.boards import BOARDS, board_named
+from sentei.boards.ecp5 import floorplan, presets
 from sentei.boards.ecp5 import flow as ecp5
-from sentei.boards.xilinx import vivado
+from sentei.boards.flow import Device, Flow
+from sentei.boards.xilinx import estimate, vivado
 from sentei.gateware.engine.engine import Engine
 from sentei.host.apps.target import build_board
 from sentei.overlay.errors import BuildError
@@ -28,20 +28,27 @@ from sentei.overlay.manifest import Manifest
 
 pytestmark = hardware
 
-DEVICES = [(board, device) for board in BOARDS for device in importlib.import_module(BOARDS[board]).BOARD.devices]
+DEVICES = [(board, device) for board in BOARDS if board != "sim" for device in board_named(board).devices]
 SMALL = Device(PRESETS["8x8"], 16, 75_000_000)
 
 
 def small(board: str):
     """The board, with a small engine whatever its device."""
-    description = importlib.import_module(BOARDS[board]).BOARD
+    description = board_named(board)
     return replace(description, devices=dict.fromkeys(description.devices, SMALL))
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_board_has_a_flow_and_builds_nothing_among_the_sources(board):
+    description = board_named(board)
+    assert isinstance(description.flow, Flow)
+    assert {description.directory(device).parts[0] for device in description.devices} == {"build"}
 
 
 @pytest.mark.parametrize("board, device", DEVICES)
 def test_a_board_elaborates(board, device, tmp_path):
     description = small(board)
-    soc, platform = description.write_verilog(device, tmp_path / "work")
+    soc, platform, _ = description.write_verilog(device, tmp_path / "work")
     assert soc.memory_bytes >= 8 << 20
     assert device.removeprefix("7").rstrip("FT") in platform.device
     assert (tmp_path / "work" / "sentei.v").read_text().count("endmodule")
@@ -89,7 +96,7 @@ def test_vivados_slack_decides(tmp_path, monkeypatch, slack):
 
     monkeypatch.setattr(vivado.shutil, "which", lambda name: "vivado")
     monkeypatch.setattr(vivado, "run", vivado_run)
-    monkeypatch.setattr(vivado, "tools", lambda: {"vivado": "2099.1"})
+    monkeypatch.setattr(vivado.VivadoFlow, "tools", lambda self: {"vivado": "2099.1"})
     board = small("pynq_z2")
     if slack.startswith("-"):
         with pytest.raises(BuildError, match=r"pynq_z2-7020 misses its clock: it reaches 72\.29 MHz of 75\.0"):
@@ -110,15 +117,15 @@ def test_an_estimate_counts_what_yosys_maps(tmp_path, monkeypatch):
         cells = {str(number): {"type": kind} for number, kind in enumerate(["LUT6", "LUT2", "FDRE", "RAMB18E1"])}
         (directory / "sentei.json").write_text(json.dumps({"modules": {"sentei": {"cells": cells}}}))
 
-    monkeypatch.setattr(vivado, "yosys", yosys)
-    figures = vivado.estimate(small("pynq_z2"), "7020", tmp_path)
+    monkeypatch.setattr(estimate, "yosys", yosys)
+    figures = estimate.estimate(small("pynq_z2"), "7020", tmp_path)
     assert (figures["luts"], figures["ffs"], figures["dsps"], figures["brams"]) == (2, 1, 0, 0.5) and figures["fits"]
     assert "module ps7(" in (tmp_path / "processing_system.v").read_text()
 
 
 def test_cells_of_a_xilinx_device_are_counted():
     cells = Counter({"LUT6": 5, "RAM32M": 2, "FDRE": 7, "FDCE": 1, "DSP48E1": 3, "RAMB36E1": 2, "RAMB18E1": 1})
-    assert vivado.count(cells) == {"luts": 13, "ffs": 8, "dsps": 3, "brams": 2.5}
+    assert estimate.count(cells) == {"luts": 13, "ffs": 8, "dsps": 3, "brams": 2.5}
 
 
 @pytest.mark.parametrize(
@@ -145,9 +152,9 @@ def test_a_report_says_what_was_reached():
 
 
 def test_on_the_largest_device_neighbouring_lanes_have_neighbouring_multipliers():
-    device = ecp5.DEVICES[ecp5.LARGEST]
-    engine = Engine(device.geometry, ecp5.technology(device.multipliers))
-    ecp5.constrain(ecp5.LARGEST, engine)
+    device, flow = presets.DEVICES[floorplan.LARGEST], ecp5.ECP5Flow()
+    engine = Engine(device.geometry, flow.technology(device.multipliers))
+    flow.constrain(floorplan.LARGEST, engine)
     sites = {}
     for group in engine.core.groups:
         for lane, _, instance in group.array.pieces:
@@ -165,7 +172,7 @@ def test_on_the_largest_device_memories_have_places_of_their_own(tmp_path):
     cells = {name: {"type": "DP16KD", "attributes": {}} for name in [*names, *tables, "rom.0.0"]}
     netlist = tmp_path / "sentei.json"
     netlist.write_text(json.dumps({"modules": {"sentei": {"cells": cells | {"lut": {"type": "LUT4"}}}}}))
-    ecp5.place_memories(netlist, 4)
+    floorplan.place_memories(netlist, 4)
     placed = json.loads(netlist.read_text())["modules"]["sentei"]["cells"]
     sites = {name: placed[name]["attributes"]["BEL"] for name in [*names, *tables]}
     assert len(set(sites.values())) == len(sites) and placed["rom.0.0"]["attributes"] == {}

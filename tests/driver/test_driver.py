@@ -65,7 +65,7 @@ class Shared:
 def pynq_z2(tmp_path_factory):
     """Overlay of a small engine, built as for the board; in Vivado's place stands a script that makes an empty file."""
     pytest.importorskip("litex_boards")
-    from sentei.boards.board import NAME, Device
+    from sentei.boards.flow import NAME, Device
     from sentei.boards.xilinx.pynq_z2 import BOARD
 
     directory = tmp_path_factory.mktemp("pynq_z2")
