@@ -92,28 +92,28 @@ def cut(top: Module, blocks: list[tuple[str, Module]], ports: set) -> list[Part]
     parts = []
     for name, module in [*blocks, (REST, top)]:
         fragment = whole if module is top else module._fragment
-        part = _Fragment(
+        own = _Fragment(
             [statement for statement in fragment.comb if id(statement) not in taken],
             {domain: [s for s in statements if id(s) not in taken] for domain, statements in fragment.sync.items()},
             {special for special in fragment.specials if id(special) not in taken},
         )
-        taken |= {id(item) for items in (part.comb, part.specials, *part.sync.values()) for item in items}
-        parts.append(Part(name, part))
+        taken |= {id(item) for items in (own.comb, own.specials, *own.sync.values()) for item in items}
+        parts.append(Part(name, own))
     *owners, rest = parts
     targets = [list_targets(part.fragment) for part in owners]
     for domain, statements in rest.fragment.sync.items():
         for number, statement in enumerate(statements):
-            if isinstance(statement, If) and any(own & list_targets(statement) for own in targets):
-                for part, own in zip(owners, targets, strict=True):
+            if isinstance(statement, If) and any(theirs & list_targets(statement) for theirs in targets):
+                for part, theirs in zip(owners, targets, strict=True):
                     part.fragment.sync.setdefault(domain, []).append(
-                        If(statement.cond, *[reset for reset in statement.t if list_targets(reset) & own])
+                        If(statement.cond, *[reset for reset in statement.t if list_targets(reset) & theirs])
                     )
-                kept = [reset for reset in statement.t if not any(list_targets(reset) & own for own in targets)]
+                kept = [reset for reset in statement.t if not any(list_targets(reset) & theirs for theirs in targets)]
                 statements[number] = If(statement.cond, *kept)
     signals = [list_signals(p.fragment) | list_special_ios(p.fragment, True, True, True) for p in parts]
     uses = Counter(signal for group in (*signals, ports) for signal in group)
-    for part, own in zip(parts, signals, strict=True):
-        part.ports = {signal for signal in own if uses[signal] > 1}
+    for part, theirs in zip(parts, signals, strict=True):
+        part.ports = {signal for signal in theirs if uses[signal] > 1}
     return parts
 
 

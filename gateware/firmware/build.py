@@ -46,6 +46,6 @@ def build_firmware(constants: dict[str, int], directory: Path, dram: dict[str, s
     run([compiler, *FLAGS, f"-I{directory}", *symbols, *script, *sources, "-lgcc", "-o", elf], directory)
     objcopy = require(OBJCOPY)
     run([objcopy, "-O", "binary", "-j", ".text", elf, binary], directory)
-    content = binary.read_bytes()
-    content += bytes(-len(content) % 4)
-    return [int.from_bytes(content[i : i + 4], "little") for i in range(0, len(content), 4)]
+    code = binary.read_bytes()
+    code += bytes(-len(code) % 4)
+    return [int.from_bytes(code[i : i + 4], "little") for i in range(0, len(code), 4)]

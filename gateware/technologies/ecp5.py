@@ -166,13 +166,13 @@ class ECP5GroupArray(GroupArray):
 
     def add_cells(self, operands: list[Operands]):
         lanes, columns = self.geometry.lanes, self.geometry.group_columns
-        weights = []
-        for column, here in enumerate(operands):
-            weights.append(self.weights_of(here, weights[-1] if column % 2 else None))
+        weights: list = []
+        for number, here in enumerate(operands):
+            weights.append(self.weights_of(here, weights[-1] if number % 2 else None))
         totals = [[Signal(self.geometry.accumulator_bits, reset_less=True) for _ in range(lanes)] for _ in operands]
-        for sums, column in zip(self.columns, totals, strict=True):
-            self.comb += sums.eq(Cat(*column))
-        results = {}  # of multipliers, by lane and column
+        for sums, lane_totals in zip(self.columns, totals, strict=True):
+            self.comb += sums.eq(Cat(*lane_totals))
+        results: dict = {}  # of multipliers, by lane and column
         pieces = list(product(range(0, lanes, 2), range(0, columns - 1, 2)))
         # Evenly over as few quarters of the lanes as can have them: multipliers lie in rows of the device.
         quarters = -(-4 * self.multipliers // max(1, len(pieces)))

@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 
 from sentei.gateware.tools.programs import require, run
+from sentei.overlay import errors
 
 MEMORY_NAME = "main_ram"
 VERILATOR_FLAGS = (
@@ -34,7 +35,7 @@ SOURCE_SUFFIXES = {".py", ".cpp", ".c", ".S", ".ld"}
 def digest(options: dict, extra_sources: tuple[Path, ...] = ()) -> str:
     """Identity of a build: hash of `options`, of the sources of gateware and overlay, and of the tools' versions."""
     gateware = Path(__file__).resolve().parent.parent
-    overlay = Path(__import__("sentei.overlay", fromlist=["errors"]).__file__).resolve().parent
+    overlay = Path(str(errors.__file__)).resolve().parent
     result = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     result.update(repr(_versions()).encode())
     files = [path for root in (gateware, overlay) for path in root.rglob("*") if path.suffix in SOURCE_SUFFIXES]
