@@ -32,7 +32,7 @@ from sentei.host.network import reference
 from sentei.host.train import pipeline
 from sentei.host.train.export import export
 from sentei.host.train.networks import NETWORKS
-from sentei.host.train.quantize import Precision
+from sentei.host.train.quantizers import Precision
 from sentei.overlay.errors import SenteiError
 
 NETWORK = "resnet8"

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from sentei.host.apps import board_commands, model_commands, training
+from sentei.host.apps import board_commands, model_commands, training_commands
 from sentei.overlay.errors import SenteiError
 
 COMMANDS = {
@@ -21,9 +21,9 @@ COMMANDS = {
     "upload": board_commands.upload,
     "serve": board_commands.serve,
     "demo": model_commands.demo,
-    "train": training.train,
-    "curve": training.curve,
-    "accuracy": training.accuracy,
+    "train": training_commands.train,
+    "curve": training_commands.curve,
+    "accuracy": training_commands.accuracy,
 }
 
 app = typer.Typer(

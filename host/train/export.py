@@ -26,8 +26,9 @@ from torch.onnx import OnnxExporterError
 from sentei.host.compiler.compile import compile_network
 from sentei.host.errors import InexactModel
 from sentei.host.frontend.importer import load
-from sentei.host.train.loop import first_line
-from sentei.host.train.quantize import remove_parametrizations, residual_adds
+from sentei.host.train.checkpoint import first_line
+from sentei.host.train.kernel_size import remove_parametrizations
+from sentei.host.train.traced import residual_adds
 from sentei.overlay.errors import SenteiError
 from sentei.overlay.geometry import Geometry
 

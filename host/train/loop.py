@@ -8,38 +8,36 @@ bits and are exact in it.  Evaluation is in float32.
 
 from __future__ import annotations
 
-import ctypes
-import io
 import math
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import update_bn
 
-from sentei.host.datasets.data import Split
+from sentei.host.train.checkpoint import (
+    OTHER_RUN,
+    CheckpointError,
+    check_settings,
+    first_line,
+    load_checkpoint,
+    save_checkpoint,
+)
+from sentei.host.train.images import Images, augment, computes_in_bfloat16, device_of, keep_freed_memory, to_input
 from sentei.overlay.errors import SenteiError
 
-PIXEL_SCALE = 2.0**-8
-OTHER_RUN = "repeat that run's options, name another folder (--work), or begin anew (--restart)"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MOMENTUM = 0.9
 _WARMUP = 0.05
 
 
 class TrainingError(SenteiError):
     """Training cannot go on."""
-
-
-class CheckpointError(SenteiError, ValueError):
-    """A checkpoint cannot be written, or belongs to another run."""
 
 
 @dataclass(frozen=True)
@@ -78,53 +76,6 @@ def ignore(moment: Moment) -> None:
     """For callers that do not want to be told."""
 
 
-class Images:
-    """Images (N, C, H, W) uint8 and labels (N,) int64 on a device."""
-
-    def __init__(self, split: Split, device: torch.device | str = "cpu"):
-        self.images, self.labels = (
-            torch.from_numpy(np.require(array, requirements="W")).to(device) for array in (split.images, split.labels)
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def to_input(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> the network's float32, pixel / 256."""
-    return (images.float() * PIXEL_SCALE).contiguous(memory_format=torch.channels_last)
-
-
-def augment(images: Tensor, max_shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Each image (N, C, H, W) moved by up to max_shift pixels, and mirrored by chance."""
-    count, channels, height, width = images.shape
-    padded = F.pad(images, [max_shift] * 4)
-    corner = torch.randint(0, 2 * max_shift + 1, (2, count, 1), generator=generator)
-    mirrored = torch.rand((count, 1), generator=generator) < 0.5 * mirror
-    columns = corner[1] + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
-    rows = corner[0] + torch.arange(height)
-    columns, rows = columns.to(images.device), rows.to(images.device)
-    sample = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def best_device() -> torch.device:
-    """A GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def computes_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def device_of(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
-
-
 @torch.no_grad()
 def accuracy(network: nn.Module, data: Images, batch: int = 500) -> float:
     """The share of images classified as labelled."""
@@ -157,79 +108,107 @@ def fit(
     same ``settings``.  TrainingError if the loss is no finite number, CheckpointError if the checkpoint cannot be
     written or belongs to another run; the last checkpoint stays as it was.
     """
-    _keep_freed_memory()
-    trained = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.dim() > 1]
-    plain = [p for p in trained if p.dim() <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        momentum=_MOMENTUM,
-        nesterov=True,
-    )
+    keep_freed_memory()
+    training = _Training(network, train, recipe, stage, seed, teacher, checkpoint)
     settings = identity(settings, seed, stage, recipe)
-    steps = max(1, len(train) // recipe.batch)
     done, seconds, reached = 0, 0.0, None
     if resume and checkpoint and checkpoint.exists():
-        state = load_checkpoint(checkpoint, device_of(network))
-        check_settings(checkpoint, state, settings)
-        try:
-            network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{checkpoint} must be of the same network: {first_line(error)}; {OTHER_RUN}"
-            ) from error
-        done, seconds, reached = state["epochs"], state["seconds"], state["accuracy"]
-        watch(Moment(stage, done, recipe.epochs, 0, steps, math.nan, reached))
-
-    def remedy(epochs: int) -> str:
-        return f"lower the learning rate ({recipe.learning_rate})" + (
-            f"; {checkpoint} holds {epochs} epochs" if checkpoint else ""
-        )
-
+        done, seconds, reached = training.resume(checkpoint, settings)
+        watch(Moment(stage, done, recipe.epochs, 0, training.steps, math.nan, reached))
     for epoch in range(done, recipe.epochs):
         start = time.monotonic()
-        torch.manual_seed((seed << 16) + epoch)
-        generator = torch.Generator().manual_seed((seed << 16) + epoch)
-        order = torch.randperm(len(train), generator=generator)
-        network.train()
-        total = 0.0
-        for step in range(steps):
-            progress = (epoch * steps + step) / (recipe.epochs * steps)
-            before_step(progress)
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = recipe.learning_rate * one_cycle(progress)
-            chosen = order[step * recipe.batch : (step + 1) * recipe.batch].to(train.images.device)
-            inputs = to_input(augment(train.images[chosen], recipe.max_shift, recipe.mirror, generator))
-            loss = _loss(network, teacher, inputs, train.labels[chosen], recipe)
-            if not math.isfinite(value := loss.item()):
-                raise TrainingError(
-                    f"{stage}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; {remedy(epoch)}"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += value
-            watch(Moment(stage, epoch, recipe.epochs, step + 1, steps, total / (step + 1), reached))
-        if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-            raise TrainingError(f"{stage}: weights are no finite numbers after epoch {epoch + 1}; {remedy(epoch)}")
+        for step, loss in enumerate(training.epoch(epoch, before_step), 1):
+            watch(Moment(stage, epoch, recipe.epochs, step, training.steps, loss, reached))
         reached = accuracy(network, test)
-        watch(Moment(stage, epoch, recipe.epochs, steps, steps, total / steps, reached, ends_epoch=True))
+        watch(Moment(stage, epoch, recipe.epochs, training.steps, training.steps, loss, reached, ends_epoch=True))
         seconds += time.monotonic() - start
         if checkpoint:
-            save_checkpoint(
-                {
-                    "network": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "settings": settings,
-                    "epochs": epoch + 1,
-                    "seconds": seconds,
-                    "accuracy": reached,
-                },
-                checkpoint,
-            )
+            state = {"settings": settings, "epochs": epoch + 1, "seconds": seconds, "accuracy": reached}
+            save_checkpoint(training.state() | state, checkpoint)
     return seconds
+
+
+class _Training:
+    """A network with its optimizer: what a checkpoint brings back."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        train: Images,
+        recipe: Recipe,
+        stage: str,
+        seed: int,
+        teacher: nn.Module | None,
+        checkpoint: Path | None,
+    ):
+        self.network, self.train, self.recipe, self.teacher = network, train, recipe, teacher
+        self.stage, self.seed, self.checkpoint = stage, seed, checkpoint
+        self.steps = max(1, len(train) // recipe.batch)  # of an epoch
+        trained = [p for p in network.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.dim() > 1]
+        plain = [p for p in trained if p.dim() <= 1]
+        self.optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=recipe.learning_rate,
+            momentum=_MOMENTUM,
+            nesterov=True,
+        )
+        self.schedule = self._schedule(0)
+
+    def _schedule(self, step: int) -> LambdaLR:
+        """The learning rate, from that step on."""
+        total = max(1, self.recipe.epochs * self.steps)
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = self.recipe.learning_rate
+        return LambdaLR(self.optimizer, lambda step: one_cycle(step / total), last_epoch=step - 1)
+
+    def state(self) -> dict[str, object]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def resume(self, path: Path, settings: Mapping[str, object]) -> tuple[int, float, float]:
+        """Take up a checkpoint: (epochs done, seconds they took, accuracy reached)."""
+        state = load_checkpoint(path, device_of(self.network))
+        check_settings(path, state, settings)
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path} must be of the same network: {first_line(error)}; {OTHER_RUN}") from error
+        self.schedule = self._schedule(state["epochs"] * self.steps)
+        return state["epochs"], state["seconds"], state["accuracy"]
+
+    def epoch(self, epoch: int, before_step: Callable[[float], None]) -> Iterator[float]:
+        """Train for an epoch; after each step, the mean loss so far."""
+        recipe, train = self.recipe, self.train
+        torch.manual_seed((self.seed << 16) + epoch)
+        generator = torch.Generator().manual_seed((self.seed << 16) + epoch)
+        order = torch.randperm(len(train), generator=generator)
+        self.network.train()
+        total = 0.0
+        for step in range(self.steps):
+            before_step((epoch * self.steps + step) / (recipe.epochs * self.steps))
+            chosen = order[step * recipe.batch : (step + 1) * recipe.batch].to(train.images.device)
+            inputs = to_input(augment(train.images[chosen], recipe.max_shift, recipe.mirror, generator))
+            loss = _loss(self.network, self.teacher, inputs, train.labels[chosen], recipe)
+            if not math.isfinite(value := loss.item()):
+                raise TrainingError(
+                    f"{self.stage}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; {self._remedy(epoch)}"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            total += value
+            yield total / (step + 1)
+        if not all(tensor.isfinite().all() for tensor in self.network.state_dict().values()):
+            raise TrainingError(
+                f"{self.stage}: weights are no finite numbers after epoch {epoch + 1}; {self._remedy(epoch)}"
+            )
+
+    def _remedy(self, epochs: int) -> str:
+        return f"lower the learning rate ({self.recipe.learning_rate})" + (
+            f"; {self.checkpoint} holds {epochs} epochs" if self.checkpoint else ""
+        )
 
 
 def identity(settings: Mapping[str, object], seed: int, stage: str, recipe: Recipe) -> dict[str, object]:
@@ -237,47 +216,13 @@ def identity(settings: Mapping[str, object], seed: int, stage: str, recipe: Reci
     return {**settings, "seed": seed, "stage": stage, **vars(recipe)}
 
 
-def check_settings(path: Path, state: Mapping, settings: Mapping[str, object], unknown: str = "") -> None:
-    """CheckpointError, with what differs, if the checkpoint at `path` is not of the training with these settings.
-
-    The setting called `unknown` may be anything.
-    """
-    found = state.get("settings")
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path} is no checkpoint of this program: it does not say of which run it is")
-    different = [
-        f"{name} is {found.get(name)!r} there and {settings.get(name)!r} here"
-        for name in sorted({*found, *settings} - {unknown})
-        if found.get(name) != settings.get(name)
-    ]
-    if different:
-        raise CheckpointError(f"{path} is of another run: {'; '.join(different)}. {OTHER_RUN.capitalize()}")
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep activations that are freed: mapping them anew takes a sixth of the time of a step on a CPU."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-@torch.no_grad()
 def estimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics of every batch norm by their means over the batches (N, C, H, W).
 
     Weights that oscillate around a rounding threshold leave running statistics behind that fit no network
     (Nagel et al. 2022, "Overcoming oscillations in quantization-aware training", arXiv:2203.11086).
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
-    network.train()
-    for batch in batches:
-        network(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    update_bn(batches, network)
     network.eval()
 
 
@@ -301,43 +246,3 @@ def _loss(network: nn.Module, teacher: nn.Module | None, inputs: Tensor, labels:
     softened = F.log_softmax(logits / recipe.temperature, dim=1)
     distance = F.kl_div(softened, targets, reduction="batchmean", log_target=True) * recipe.temperature**2
     return (1 - recipe.distillation) * loss + recipe.distillation * distance
-
-
-def load_checkpoint(path: Path, device: torch.device) -> dict:
-    """What :func:`save_checkpoint` wrote. CheckpointError if the file is no checkpoint."""
-    try:
-        state = torch.load(path, map_location=device)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except Exception as error:
-        raise CheckpointError(f"{path} is no checkpoint of this program: {first_line(error)}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} is no checkpoint of this program, but a {type(state).__name__}")
-    return state
-
-
-def first_line(error: Exception) -> str:
-    """What torch says in many lines, in one."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def save_checkpoint(state: Mapping[str, object], path: Path) -> None:
-    """Write a checkpoint so that a crash or a full disk leaves either the old one or the new one."""
-    content = io.BytesIO()
-    torch.save(dict(state), content)
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error.strerror}; what it held before is intact. "
-            "Make room, or choose another folder, and use --resume"
-        ) from error

@@ -25,28 +25,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from sentei.host.datasets.data import DataSet, DatasetError, Split
+from sentei.host.train.checkpoint import OTHER_RUN, CheckpointError, check_settings, first_line, load_checkpoint
 from sentei.host.train.export import check_supported, freeze
-from sentei.host.train.loop import (
-    OTHER_RUN,
-    CheckpointError,
-    Images,
-    Moment,
-    Recipe,
-    accuracy,
-    augment,
-    best_device,
-    check_settings,
-    device_of,
-    estimate_norms,
-    first_line,
-    fit,
-    identity,
-    ignore,
-    load_checkpoint,
-    to_input,
-)
+from sentei.host.train.images import Images, augment, best_device, device_of, to_input
+from sentei.host.train.kernel_size import hold_kernel_sizes, remove_parametrizations
+from sentei.host.train.loop import Moment, Recipe, accuracy, estimate_norms, fit, identity, ignore
 from sentei.host.train.prune import PruneError, Pruner
-from sentei.host.train.quantize import Precision, hold_kernel_sizes, quantize, remove_parametrizations
+from sentei.host.train.quantize import quantize
+from sentei.host.train.quantizers import Precision
 from sentei.overlay.geometry import Geometry
 
 CALIBRATION_IMAGES = 256

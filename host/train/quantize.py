@@ -28,211 +28,40 @@ factor that makes it fit the layer's grid, which the batch norm undoes; :func:`h
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from brevitas.inject import ExtendedInjector
-from brevitas.inject.enum import ScalingImplType
-from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
-from brevitas.quant.fixed_point import (
-    Int8ActPerTensorFixedPoint,
-    Int8WeightPerTensorFixedPoint,
-    Uint8ActPerTensorFixedPoint,
-)
+from brevitas.nn import QuantConv2d, QuantLinear
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
-from sentei.overlay.errors import SenteiError
-
-
-class UnsupportedNetworkError(SenteiError, ValueError):
-    """A network has an operation that this quantization does not know."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Bits of weights and activations."""
-
-    weights: int = 4
-    activations: int = 4
-    first: int = 8  # weights of the first layer
-    last: int = 8  # weights of the last layer
-    image: int = 8
-
-    def __post_init__(self):
-        for name, bits in vars(self).items():
-            most = 4 if name == "activations" else 8
-            if not 2 <= bits <= most:
-                raise UnsupportedNetworkError(f"{name} must be quantized to between 2 and {most} bits, not {bits}")
-
-
-class _Round(torch.autograd.Function):
-    """Rounds to multiples of a power of two between two bounds; the gradient passes between the bounds."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: float, low: int, high: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.bounds = low * scale, high * scale
-        return (x * (1 / scale)).round_().clamp_(low, high).mul_(scale)
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        (x,), (low, high) = ctx.saved_tensors, ctx.bounds
-        return torch.ops.aten.hardtanh_backward(gradients[0], x, low, high), None, None, None
-
-
-class PowerOfTwoQuant(nn.Module):
-    """Brevitas' integer quantizer for a constant power-of-two scale, in a third of the passes over the tensor."""
-
-    def __init__(self, scaling_init: float, bit_width: int, signed: bool, narrow_range: bool):
-        super().__init__()
-        self.scale = scaling_init / 2 ** (bit_width - signed)
-        self.low, self.high = smallest(bit_width, signed, narrow_range), largest(bit_width, signed)
-
-    def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
-        return _Round.apply(x, self.scale, self.low, self.high)
-
-
-class _Constant(ExtendedInjector):
-    scaling_impl_type = ScalingImplType.CONST
-    int_quant = PowerOfTwoQuant
-
-
-class Weight(_Constant, Int8WeightPerTensorFixedPoint):
-    """Signed and narrow: as far below zero as above, [-7, 7] in 4 bits."""
-
-
-class SignedActivation(_Constant, Int8ActPerTensorFixedPoint):
-    pass
-
-
-class UnsignedActivation(_Constant, Uint8ActPerTensorFixedPoint):
-    pass
-
-
-def largest(bits: int, signed: bool) -> int:
-    """The largest integer of a quantizer."""
-    return 2 ** (bits - signed) - 1
-
-
-def smallest(bits: int, signed: bool, narrow: bool = False) -> int:
-    """The smallest integer of a quantizer."""
-    return (-(2 ** (bits - 1)) + narrow) if signed else 0
-
-
-class ActivationQuantizer(QuantIdentity):
-    """Quantizes a tensor to unsigned or signed integers times a power of two."""
-
-    def __init__(self, bits: int, signed: bool, scale: float):
-        super().__init__(
-            act_quant=(SignedActivation if signed else UnsignedActivation).let(
-                bit_width=bits, scaling_init=scale * 2 ** (bits - signed)
-            )
-        )
-        self.scale = scale
-
-
-def weight_quantizer(bits: int, scale: float):
-    return Weight.let(bit_width=bits, scaling_init=scale * 2 ** (bits - 1))
-
-
-class ChannelBias(nn.Module):
-    """Adds a bias to each channel of (N, C, ...), behind the exact sums of a convolution or a linear layer."""
-
-    def __init__(self, bias: Tensor):
-        super().__init__()
-        self.bias = nn.Parameter(bias.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias.view(-1, *[1] * (x.dim() - 2))
-
-
-def quantization_error(x: Tensor, scale: Tensor | float, bits: int, signed: bool, narrow: bool = False) -> Tensor:
-    """The mean squared error of each row of x (R, N) after rounding and clipping; scale broadcasts against x."""
-    rounded = (x / scale).round().clamp(smallest(bits, signed, narrow), largest(bits, signed)) * scale
-    return (rounded - x).square().mean(dim=1)
-
-
-def best_power_of_two(x: Tensor, bits: int, signed: bool, narrow: bool = False) -> float:
-    """The power of two of least squared error as the scale of x, down to an eighth of the one that clips nothing."""
-    span = max(x.abs().max().item(), 2.0**-20) / largest(bits, signed)
-    candidates = [2.0 ** (math.ceil(math.log2(span)) - shift) for shift in range(4)]
-    return min(candidates, key=lambda scale: quantization_error(x.reshape(1, -1), scale, bits, signed, narrow).item())
-
-
-@functools.cache
-def best_size(bits: int) -> float:
-    """The root mean square, in steps of the grid, that normally distributed weights should have.
-
-    So quantized, signed and narrow, they have the least squared error relative to their size: 2.8 steps for 4 bits, a
-    little less than with both ends of the grid (Max 1960, "Quantizing for minimum distortion").
-    """
-    weights = torch.special.ndtri((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
-    sizes = largest(bits, signed=True) / torch.linspace(1.0, 6.0, 501, dtype=torch.float64)
-    errors = quantization_error(weights * sizes[:, None], 1.0, bits, signed=True, narrow=True) / sizes.square()
-    return sizes[errors.argmin()].item()
-
-
-class KernelSize(nn.Module):
-    """Parametrization of a convolution's weight (O, I, kh, kw): each output channel's kernel, at a root mean square.
-
-    Zeros do not count, so where kernels are pruned, what they keep has that size.  The batch norm behind the
-    convolution undoes it (weight normalization: Salimans and Kingma 2016, arXiv:1602.07868).
-    """
-
-    def __init__(self, size: float):
-        super().__init__()
-        self.size = size
-
-    def forward(self, weight: Tensor) -> Tensor:
-        kernel = (1, 2, 3)
-        energy = weight.square().sum(kernel, keepdim=True)
-        mean = energy / weight.ne(0).sum(kernel, keepdim=True).clamp_min(1)
-        return weight * (self.size * torch.where(energy > 0, mean, 1.0).rsqrt())
-
-
-def hold_kernel_sizes(network: fx.GraphModule) -> None:
-    """Have the kernels in front of batch norms fit their grids, however training and pruning change them.
-
-    For a quantized network, with its masks if it has any; :func:`remove_parametrizations` ends it.  The fewer elements
-    a kernel keeps, the larger they grow in training: left alone, nearly all weights of a deeply pruned network end up
-    beyond the ends of their grids.
-    """
-    for node in network.graph.nodes:
-        layer = module_of(node)
-        if isinstance(layer, QuantConv2d) and norm_behind(node) is not None:
-            grid = layer.weight_quant
-            size = best_size(int(grid.bit_width())) * float(grid.scale())
-            parametrize.register_parametrization(layer, "weight", KernelSize(size))
-
-
-@torch.no_grad()
-def remove_parametrizations(network: nn.Module) -> None:
-    """Write masks and sizes into the weights, and leave plain layers behind.
-
-    Copies of the network keep theirs: torch's remove_parametrizations would take them away from the class that a layer
-    shares with its copies.
-    """
-    for module in list(network.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            weight = nn.Parameter(cast(Tensor, module.weight))
-            module.__class__ = type(module).__bases__[0]
-            del module.parametrizations
-            module.weight = weight
-
-
-_FLATTEN = (torch.flatten, "flatten", "view", "reshape")
-_SHAPE = (getattr, operator.getitem, "size", "dim")
-_ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
-_RELU = (F.relu, F.relu6, torch.relu, "relu", "relu_")
-_MEAN_POOL = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean")
-_MAX_POOL = (F.max_pool2d,)
+from sentei.host.train.kernel_size import fit_kernels_to_grid
+from sentei.host.train.quantizers import (
+    ActivationQuantizer,
+    Precision,
+    UnsupportedNetworkError,
+    best_power_of_two,
+    weight_quantizer,
+)
+from sentei.host.train.traced import (
+    ADD,
+    FLATTEN,
+    MAX_POOL,
+    MEAN_POOL,
+    RELU,
+    SHAPE,
+    ChannelBias,
+    check_layers,
+    insert_behind,
+    module_of,
+    norm_behind,
+    operand,
+    residual_adds,
+    separate_biases,
+)
 
 
 def quantize(network: nn.Module, calibration: Tensor, precision: Precision | None = None) -> fx.GraphModule:
@@ -247,66 +76,12 @@ def quantize(network: nn.Module, calibration: Tensor, precision: Precision | Non
         raise UnsupportedNetworkError(
             f"the network cannot be traced: {error}; its forward must not depend on the values of tensors"
         ) from error
-    _check_layers(traced)
-    _separate_biases(traced)
+    check_layers(traced)
+    separate_biases(traced)
     precision = precision or Precision()
     trial = _Quantization(copy.deepcopy(traced), calibration, precision, {})
     trial.run()
     return _Quantization(traced, calibration, precision, trial.median_scales()).run()
-
-
-def module_of(node: object) -> nn.Module | None:
-    """The module that a node of a traced network calls, if it calls one."""
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        return cast(fx.GraphModule, node.graph.owning_module).get_submodule(str(node.target))
-    return None
-
-
-def operand(node: fx.Node) -> fx.Node:
-    return cast(fx.Node, node.args[0])
-
-
-def norm_behind(node: fx.Node) -> nn.BatchNorm2d | None:
-    """The batch norm that alone reads a convolution's output."""
-    users = list(node.users)
-    module = module_of(users[0]) if len(users) == 1 else None
-    return module if isinstance(module, nn.BatchNorm2d) else None
-
-
-def _insert_behind(node: fx.Node, module: nn.Module, name: str) -> fx.Node:
-    """Insert a call of a new module behind a node; all that read the node read the call instead."""
-    graph = node.graph
-    cast(fx.GraphModule, graph.owning_module).add_submodule(name, module)
-    with graph.inserting_after(node):
-        inserted = graph.call_module(name, (node,))
-    node.replace_all_uses_with(inserted, delete_user_cb=lambda user: user is not inserted)
-    return inserted
-
-
-def _check_layers(traced: fx.GraphModule) -> None:
-    seen = set()
-    for node in traced.graph.nodes:
-        layer = module_of(node)
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d) and layer in seen:
-            raise UnsupportedNetworkError(f"{node.name}: {node.target} is called twice; each call needs its own layer")
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
-            raise UnsupportedNetworkError(f"{node.name}: a batch norm must track its running statistics")
-        seen.add(layer)
-
-
-@torch.no_grad()
-def _separate_biases(traced: fx.GraphModule) -> None:
-    """Take the biases out of convolutions and linear layers: into the batch norm behind, or into an addition."""
-    for node in list(traced.graph.nodes):
-        layer = module_of(node)
-        if not isinstance(layer, nn.Conv2d | nn.Linear) or layer.bias is None:
-            continue
-        norm = norm_behind(node)
-        if norm is not None:
-            cast(Tensor, norm.running_mean).sub_(layer.bias)
-        else:
-            _insert_behind(node, ChannelBias(layer.bias), f"{node.name}_bias")
-        layer.bias = None
 
 
 class _Quantization:
@@ -356,21 +131,21 @@ class _Quantization:
             self._layer(node, module)
         elif isinstance(module, nn.BatchNorm2d | ChannelBias):
             self._execute(node)
-        elif isinstance(module, nn.ReLU | nn.ReLU6) or called in _RELU:
+        elif isinstance(module, nn.ReLU | nn.ReLU6) or called in RELU:
             self._relu(node)
-        elif called in _ADD:
+        elif called in ADD:
             self._add(node)
-        elif isinstance(module, nn.MaxPool2d) or called in _MAX_POOL:
+        elif isinstance(module, nn.MaxPool2d) or called in MAX_POOL:
             self._quantize_operand(node)
             self._execute(node)
             self._pass_on(node)
-        elif isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d) or called in _MEAN_POOL:
+        elif isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d) or called in MEAN_POOL:
             self._quantize_operand(node)
             self._execute(node)
-        elif isinstance(module, nn.Flatten | nn.Identity | nn.Dropout) or called in _FLATTEN:
+        elif isinstance(module, nn.Flatten | nn.Identity | nn.Dropout) or called in FLATTEN:
             self._execute(node)
             self._pass_on(node)
-        elif node.op == "get_attr" or called in _SHAPE:
+        elif node.op == "get_attr" or called in SHAPE:
             self._execute(node)
         else:
             what = type(module).__name__ if module is not None else getattr(called, "__name__", str(called))
@@ -407,7 +182,7 @@ class _Quantization:
             self.wanted.setdefault(stream, []).append(wanted)
             scale = self.stream_scales.setdefault(stream, wanted)
         quantizer = ActivationQuantizer(bits, signed, scale).to(self.calibration.device).eval()
-        inserted = _insert_behind(node, quantizer, name)
+        inserted = insert_behind(node, quantizer, name)
         self._execute(inserted)
         self.streams[inserted] = stream
         self.quantized.add(inserted)
@@ -438,7 +213,7 @@ class _Quantization:
         if norm is None:
             scale = best_power_of_two(layer.weight, bits, True, True)
         else:
-            scale = _fit_kernels_to_grid(layer.weight, norm, bits)
+            scale = fit_kernels_to_grid(layer.weight, norm, bits)
         quantizer = weight_quantizer(bits, scale)
         if isinstance(layer, nn.Linear):
             quantized: nn.Module = QuantLinear(layer.in_features, layer.out_features, False, weight_quant=quantizer)
@@ -493,69 +268,3 @@ class _Quantization:
 def _kernel_size(norm: fx.Node) -> int:
     layer = module_of(operand(norm))
     return math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 0
-
-
-def _fit_kernels_to_grid(weight: Tensor, norm: nn.BatchNorm2d, bits: int) -> float:
-    """Multiply the kernel of each output channel so that it fits its layer's grid, and have the batch norm undo it.
-
-    Returns the scale of the layer's grid: the power of two nearest to the median of what the channels want, so that
-    the weights stay about as large as they were.
-    """
-    scales = weight.flatten(1).square().mean(dim=1).sqrt().clamp_min(2.0**-20) / best_size(bits)
-    scale = 2.0 ** round(math.log2(scales.median().item()))
-    factors = scale / scales
-    weight.mul_(factors.view(-1, *[1] * (weight.dim() - 1)))
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    if norm.affine:  # the norm's epsilon does not grow with the variance
-        grown = variance * factors.square() + norm.eps
-        norm.weight.mul_((grown / (variance + norm.eps)).sqrt() / factors)
-    mean.mul_(factors)
-    variance.mul_(factors.square())
-    return scale
-
-
-@dataclass(frozen=True)
-class ResidualAdd:
-    """An addition in a quantized network: a convolution's sum, behind its norm, plus a quantized tensor."""
-
-    norm: str  # name of the module behind the convolution
-    sum_scale: float  # of the convolution's integer sums
-    residual_scale: float
-    output_scale: float  # of a quantizer that reads the sum: one that differs from the residual's, if any
-
-
-def residual_adds(network: fx.GraphModule) -> list[ResidualAdd]:
-    """The additions of a network that :func:`quantize` made. UnsupportedNetworkError if one is not quantized."""
-    found = []
-    for node in network.graph.nodes:
-        if node.op in ("call_function", "call_method") and node.target in _ADD:
-            sources = [_quantizer_before(value) for value in node.args]
-            index = 0 if sources[1] is not None else 1
-            norm, residual = node.args[index], cast(ActivationQuantizer, sources[1 - index])
-            layer = operand(norm)
-            weight = cast(QuantConv2d, module_of(layer)).quant_weight()
-            before = cast(ActivationQuantizer, _quantizer_before(operand(layer)))
-            behind = [module for user in node.users if isinstance(module := module_of(user), ActivationQuantizer)]
-            if not behind:
-                raise UnsupportedNetworkError(
-                    f"{node.name}: a ReLU, a pooling, a convolution or another addition must read the sum, at once"
-                )
-            different = [quantizer.scale for quantizer in behind if quantizer.scale != residual.scale]
-            found.append(
-                ResidualAdd(
-                    str(norm.target),
-                    float(weight.scale) * before.scale,
-                    residual.scale,
-                    different[0] if different else residual.scale,
-                )
-            )
-    return found
-
-
-def _quantizer_before(node: fx.Node) -> ActivationQuantizer | None:
-    """The quantizer whose integers a node hands on, if it does."""
-    module = module_of(node)
-    if isinstance(module, ActivationQuantizer):
-        return module
-    passes = isinstance(module, nn.Flatten | nn.Identity | nn.Dropout | nn.MaxPool2d)
-    return _quantizer_before(operand(node)) if passes or node.target in (*_FLATTEN, *_MAX_POOL) else None

@@ -16,10 +16,10 @@ import pytest
 
 pynq = pytest.importorskip("sentei.driver.quiet_pynq").pynq
 
-from helpers.copy_program import CHANNELS, HEIGHT, WIDTH, copy_program  # noqa: E402
-from helpers.mock_zynq import MockZynq  # noqa: E402
+from helpers.copy_program import CHANNELS, HEIGHT, WIDTH, copy_program
+from helpers.mock_zynq import MockZynq
 
-from sentei.driver import (  # noqa: E402
+from sentei.driver import (
     DeviceNotResponding,
     EngineDriver,
     EngineError,
@@ -28,14 +28,14 @@ from sentei.driver import (  # noqa: E402
     OutOfMemoryError,
     SenteiOverlay,
 )
-from sentei.driver.allocator import Allocator  # noqa: E402
-from sentei.driver.bridge import BridgeDevice  # noqa: E402
-from sentei.driver.serve import listen, serve  # noqa: E402
-from sentei.driver.simulator import Simulator  # noqa: E402
-from sentei.overlay.errors import InputError  # noqa: E402
-from sentei.overlay.geometry import PRESETS  # noqa: E402
-from sentei.overlay.manifest import Manifest, ManifestError  # noqa: E402
-from sentei.overlay.registers import REGISTERS, VLNV, ErrorCode  # noqa: E402
+from sentei.driver.allocator import Allocator
+from sentei.driver.bridge import BridgeDevice
+from sentei.driver.serve import listen, serve
+from sentei.driver.simulator import Simulator
+from sentei.overlay.errors import InputError
+from sentei.overlay.geometry import PRESETS
+from sentei.overlay.manifest import Manifest, ManifestError
+from sentei.overlay.registers import REGISTERS, VLNV, ErrorCode
 
 LIMIT_CYCLES = 100_000
 LIMIT_S = 1.0

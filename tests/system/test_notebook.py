@@ -9,10 +9,10 @@ pytest.importorskip("sentei.driver.quiet_pynq")
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
-from sentei.host.apps.console import classes_of  # noqa: E402
-from sentei.host.compiler.compile import compile_network  # noqa: E402
-from sentei.host.frontend.importer import load  # noqa: E402
-from sentei.overlay.geometry import PRESETS  # noqa: E402
+from sentei.host.apps.console import classes_of
+from sentei.host.compiler.compile import compile_network
+from sentei.host.frontend.importer import load
+from sentei.overlay.geometry import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,6 +12,7 @@ import gzip
 import itertools
 import math
 import operator
+import os
 import pickle
 import shutil
 import zlib
@@ -29,56 +30,43 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("brevitas")
 pytest.importorskip("qonnx")
 
-from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear  # noqa: E402
-from brevitas.quant.fixed_point import Int8ActPerTensorFixedPoint, Uint8ActPerTensorFixedPoint  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
+from brevitas.quant.fixed_point import Int8ActPerTensorFixedPoint, Uint8ActPerTensorFixedPoint
+from torch import nn
+from torch.nn import functional as F
 
-from sentei.host.errors import UnsupportedModel  # noqa: E402
-from sentei.host.frontend import importer as frontend  # noqa: E402
-from sentei.host.network import reference  # noqa: E402
-from sentei.host.network.ir import kept_density  # noqa: E402
-from sentei.host.train import loop, pipeline  # noqa: E402
-from sentei.host.train.evaluate import qonnx_logits  # noqa: E402
-from sentei.host.train.export import Affine, ExportError, avoid_ties, export, freeze  # noqa: E402
-from sentei.host.train.loop import (  # noqa: E402
-    CheckpointError,
-    Images,
-    Recipe,
-    TrainingError,
-    accuracy,
-    augment,
-    estimate_norms,
-    fit,
-    load_checkpoint,
-    one_cycle,
-    save_checkpoint,
-    to_input,
-)
-from sentei.host.train.networks import NETWORKS, BasicBlock, conv_norm  # noqa: E402
-from sentei.host.train.pipeline import Plan, load_float, prune_and_retrain  # noqa: E402
-from sentei.host.train.prune import (  # noqa: E402
+from sentei.host.errors import UnsupportedModel
+from sentei.host.frontend import importer as frontend
+from sentei.host.network import reference
+from sentei.host.network.ir import kept_density
+from sentei.host.train import pipeline
+from sentei.host.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from sentei.host.train.evaluate import qonnx_logits
+from sentei.host.train.export import Affine, ExportError, avoid_ties, export, freeze
+from sentei.host.train.images import Images, augment, to_input
+from sentei.host.train.kernel_size import hold_kernel_sizes, remove_parametrizations
+from sentei.host.train.loop import Recipe, TrainingError, accuracy, estimate_norms, fit, one_cycle
+from sentei.host.train.networks import NETWORKS, BasicBlock, conv_norm
+from sentei.host.train.pipeline import Plan, load_float, prune_and_retrain
+from sentei.host.train.prune import (
     PruneError,
     Pruner,
     cubic_density,
     largest_slots,
     slot_importance,
 )
-from sentei.host.train.quantize import (  # noqa: E402
+from sentei.host.train.quantize import quantize
+from sentei.host.train.quantizers import (
     ActivationQuantizer,
-    ChannelBias,
     Precision,
     UnsupportedNetworkError,
     best_power_of_two,
     best_size,
-    hold_kernel_sizes,
     quantization_error,
-    quantize,
-    remove_parametrizations,
-    residual_adds,
 )
-from sentei.overlay.errors import CapacityError  # noqa: E402
-from sentei.overlay.geometry import PRESETS  # noqa: E402
+from sentei.host.train.traced import ChannelBias, residual_adds
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import PRESETS
 
 SEED = 20210822
 GROUP = 4
@@ -1435,7 +1423,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, where):
             elif where == "write":
                 monkeypatch.setattr(Path, "open", lambda *a, **o: FullFile(path_open(*a, **o)))
             else:
-                monkeypatch.setattr(loop.os, where, full)
+                monkeypatch.setattr(os, where, full)
 
     text = r"tiny\.pt cannot be written: No space left on device; what it held before is intact\. Make room"
     with pytest.raises(CheckpointError, match=text):

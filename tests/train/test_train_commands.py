@@ -27,22 +27,21 @@ pytest.importorskip("brevitas")
 pytest.importorskip("qonnx")
 pytest.importorskip("sentei.driver.quiet_pynq")
 
-import onnx  # noqa: E402
-from helpers.small_model import small_model  # noqa: E402
-from PIL import Image  # noqa: E402
-from rich.console import Console  # noqa: E402
+import onnx
+from helpers.small_model import small_model
+from PIL import Image
+from rich.console import Console
 
-from sentei.host.apps import cli  # noqa: E402
-from sentei.host.apps import training as commands  # noqa: E402
-from sentei.host.compiler.compile import compile_network  # noqa: E402
-from sentei.host.datasets import data  # noqa: E402
-from sentei.host.frontend.importer import load  # noqa: E402
-from sentei.host.network import reference  # noqa: E402
-from sentei.host.network.ir import kept_density  # noqa: E402
-from sentei.host.train.loop import Moment  # noqa: E402
-from sentei.host.train.pipeline import Plan  # noqa: E402
-from sentei.overlay.errors import InputError  # noqa: E402
-from sentei.overlay.geometry import PRESETS  # noqa: E402
+from sentei.host.apps import cli, training_options, training_run
+from sentei.host.compiler.compile import compile_network
+from sentei.host.datasets import data
+from sentei.host.frontend.importer import load
+from sentei.host.network import reference
+from sentei.host.network.ir import kept_density
+from sentei.host.train.loop import Moment
+from sentei.host.train.pipeline import Plan
+from sentei.overlay.errors import InputError
+from sentei.overlay.geometry import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20210823
@@ -145,7 +144,7 @@ def curve(cifar, trained, tmp_path_factory):
 @pytest.fixture
 def no_cycles(monkeypatch):
     """The simulator is not asked."""
-    monkeypatch.setattr(commands._Run, "_cycles", lambda run, path: 12345)
+    monkeypatch.setattr(training_run.TrainingRun, "_cycles", lambda run, path: 12345)
 
 
 def labels_of(model: Path, cifar: Path) -> np.ndarray:
@@ -344,8 +343,10 @@ def test_curve_names_models_by_their_density(cifar, tmp_path, monkeypatch):
             "float_accuracy": 0.9,
         }
 
-    monkeypatch.setattr(commands._Run, "points", lambda run, keeps: [SimpleNamespace(keep=keep) for keep in keeps])
-    monkeypatch.setattr(commands._Run, "write", card)
+    monkeypatch.setattr(
+        training_run.TrainingRun, "points", lambda run, keeps: [SimpleNamespace(keep=keep) for keep in keeps]
+    )
+    monkeypatch.setattr(training_run.TrainingRun, "write", card)
     for keep, names in (
         ((), ("dense", "half", "third", "quarter", "sixth", "ninth", "twelfth")),
         (("--keep", "0.5,1/7"), ("half", "keep-1-7")),
@@ -600,25 +601,25 @@ def test_without_pytorch_accuracy_is_measured(cifar, trained, tmp_path):
 
 def test_densities_are_read_as_people_write_them():
     known = {"1": Fraction(1), "1/9": Fraction(1, 9), "0.25": Fraction(1, 4), "1/4.5": Fraction(2, 9)}
-    assert {text: commands.density_of(text) for text in known} == known
+    assert {text: training_options.density_of(text) for text in known} == known
     for text in ("", "x", "1/0", "1//2", "nan", "inf", "-"):
         with pytest.raises(InputError, match=r"a density must be a number such as 1/9 or 0\.25"):
-            commands.density_of(text)
+            training_options.density_of(text)
 
 
 def test_epochs_are_one_number_or_several():
-    assert commands.epochs_of("20") == (20,) and commands.epochs_of("20,8, 0") == (20, 8, 0)
-    assert commands.epochs_of("16, 24+16 ,6") == (16, (24, 16), 6)
+    assert training_options.epochs_of("20") == (20,) and training_options.epochs_of("20,8, 0") == (20, 8, 0)
+    assert training_options.epochs_of("16, 24+16 ,6") == (16, (24, 16), 6)
     for text in ("", "-1", "many", "20,", "2.5", "20;8", "20+", "+8", "20,8+-4"):
         with pytest.raises(InputError, match=r"epochs must be a number such as 20, or several such as 20,8 or 20,8\+4"):
-            commands.epochs_of(text)
+            training_options.epochs_of(text)
 
 
 def test_the_bar_of_a_training_counts_all_epochs(monkeypatch):
     """On a terminal: before the first step, during the float stage, at a density."""
     written = io.StringIO()
-    monkeypatch.setattr(commands, "console", Console(file=written, force_terminal=True, width=160))
-    with commands._training_bar(5) as watch:
+    monkeypatch.setattr(training_run, "console", Console(file=written, force_terminal=True, width=160))
+    with training_run._training_bar(5) as watch:
         watch(Moment("earlier", 1, 1, 0, 10, math.nan, 0.5))
         watch(Moment("float", 1, 2, 5, 10, 0.25, None))
         watch(Moment("keep 1/9", 0, 2, 10, 10, 0.125, 0.5, 0.75))
