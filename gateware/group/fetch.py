@@ -5,7 +5,7 @@
                                                                                     next task's header is fetched
 
 A word comes to the issue point FETCH_LATENCY cycles after its address. Everything up to there moves on together: if
-`advance` is 0, it stands still.
+`advance` is 0, it stands still. Only steps and empty tasks may be made to wait there, headers pass.
 """
 
 from functools import reduce
