@@ -81,6 +81,12 @@ class InterruptLine:
                 await asyncio.sleep(0)
 
 
+class Buffer(pynq.buffer.PynqBuffer):
+    """pynq's buffer, with NumPy 2 too: there every array has a `device` of its own, which pynq could not set."""
+
+    device: pynq.Device | None = None
+
+
 class SoCDevice(pynq.Device):
     """What all devices share that hand out main memory themselves. `interrupt_line` stands where pynq wants UIO."""
 
@@ -117,7 +123,7 @@ class SoCDevice(pynq.Device):
         offset = self._allocator.allocate(length)
         piece = self._piece(offset, length)
         weakref.finalize(piece, self._allocator.free, offset, length).atexit = False
-        return pynq.buffer.PynqBuffer(
+        return Buffer(
             shape,
             dtype,
             buffer=piece,
