@@ -22,7 +22,7 @@ from sentei.driver.bridge import BridgeDevice
 from sentei.host.apps.console import say, step
 from sentei.host.apps.target import build_simulator
 from sentei.host.compiler.compile import compile_network
-from sentei.host.datasets.data import load_split
+from sentei.host.datasets.catalogue import load_split
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.overlay.manifest import Manifest

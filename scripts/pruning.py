@@ -26,7 +26,7 @@ from sentei.host.apps.console import say, step
 from sentei.host.apps.measure import benchmark
 from sentei.host.apps.target import build_simulator
 from sentei.host.compiler.compile import compile_network
-from sentei.host.datasets import data
+from sentei.host.datasets import catalogue, dataset
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.host.train import pipeline
@@ -64,7 +64,7 @@ VARIANTS = (
 
 
 def train(
-    variant: Variant, cifar10: data.DataSet, weights: Path, epochs: int, work: Path
+    variant: Variant, cifar10: dataset.DataSet, weights: Path, epochs: int, work: Path
 ) -> tuple[pipeline.Point, Path]:
     """The finished model of a variant, and its QONNX file."""
     plan = pipeline.Plan(**{"epochs": epochs, "floors": FLOORS, "precision": Precision(first=4), **variant.plan})
@@ -122,7 +122,7 @@ def main() -> None:
     for path in (arguments.float, arguments.dense):
         if not path.exists():
             parser.error(f"{path} does not exist; `sentei curve resnet8` --work build/train -o models makes it")
-    cifar10 = data.load("cifar10", arguments.folder)
+    cifar10 = catalogue.load("cifar10", arguments.folder)
     rows = []
     with SenteiOverlay(build_simulator(control=True)) as control:
 

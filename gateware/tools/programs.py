@@ -1,6 +1,6 @@
 """Programs of the system that a build runs: whether they work is found out by using them, once a process.
 
-    python -m sentei.gateware.tools.programs      says of each, as JSON, what is wrong with it (null: nothing)
+    python -m sentei.gateware.tools.programs      says of each, as JSON, where it is, what is wrong, and the remedy
 
 A name on the PATH says little: a minimal Debian has a perl without the modules that Verilator's script needs.
 """
@@ -20,6 +20,7 @@ from sentei.overlay.errors import BuildError, ToolMissingError
 
 RISCV_GCC = "riscv64-unknown-elf-gcc"
 OBJCOPY = "riscv64-unknown-elf-objcopy"
+MISSING = "is not installed"
 TRIAL_S = 60  # a trial that takes longer has failed
 PERL_MODULES = ("FindBin", "Getopt::Long", "IO::File", "Pod::Usage")  # of Verilator's script
 
@@ -57,7 +58,7 @@ def fault(name: str) -> str | None:
     """What is wrong with a program, or None if it works."""
     path = shutil.which(name)
     if path is None:
-        return "is not installed"
+        return MISSING
     with tempfile.TemporaryDirectory() as folder:
         command = PROGRAMS[name].trial(path, Path(folder))
         try:
@@ -70,14 +71,17 @@ def fault(name: str) -> str | None:
     return None
 
 
+def remedy(name: str) -> str:
+    return f"sudo apt-get install {PROGRAMS[name].package}"
+
+
 def require(name: str) -> str:
     """Path of a program that works; ToolMissingError that names its Debian package."""
     wrong = fault(name)
+    if wrong == MISSING:
+        raise ToolMissingError(f"{name} must be installed to build an overlay: {remedy(name)}")
     if wrong is not None:
-        package = PROGRAMS[name].package
-        if wrong == "is not installed":
-            raise ToolMissingError(f"{name} must be installed to build an overlay: sudo apt-get install {package}")
-        raise ToolMissingError(f"{name} {wrong}; install it: sudo apt-get install {package}")
+        raise ToolMissingError(f"{name} {wrong}; install it: {remedy(name)}")
     return str(shutil.which(name))
 
 
@@ -90,4 +94,5 @@ def run(command: list, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: fault(name) for name in PROGRAMS}))
+    found = {name: {"path": shutil.which(name), "fault": fault(name), "remedy": remedy(name)} for name in PROGRAMS}
+    print(json.dumps(found))

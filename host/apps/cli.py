@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": model_commands.verify,
     "bench": model_commands.bench,
     "info": model_commands.info,
+    "doctor": model_commands.doctor,
     "build": board_commands.build,
     "pack": board_commands.pack,
     "upload": board_commands.upload,

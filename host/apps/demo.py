@@ -14,7 +14,7 @@ from sentei.host.apps import charts
 from sentei.host.apps.measure import first_difference
 from sentei.host.apps.target import build_simulator
 from sentei.host.compiler.compile import compile_network
-from sentei.host.datasets.data import KINDS, load_split
+from sentei.host.datasets.catalogue import KINDS, load_split
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 

@@ -226,6 +226,31 @@ def info(
     write_json(json_file, program_figures(program))
 
 
+def doctor(json_file: JsonFile = None) -> None:
+    """Say what is installed, and what is missing for which command, with the remedy: for bug reports.
+
+    Programs are tried out, so that one that is there and does not work is found, too.
+    """
+    from sentei.host.apps.doctor import examine
+
+    with step("looking"):
+        report = examine()
+    for name, value in report.system.items():
+        say(f"{name}: {value}")
+    table = Table(title="what is there", title_justify="left")
+    for column in ("kind", "name", "version or place"):
+        table.add_column(column, overflow="fold")
+    for finding in report.findings:
+        if not finding.wrong:
+            table.add_row(finding.kind, finding.name, finding.found)
+    console.print(table)
+    for commands, lacks in report.commands().items():
+        say(f"{commands}: {'ready' if not lacks else 'not ready'}", style="green" if not lacks else "yellow")
+        for finding in lacks:
+            say(f"  {finding.kind} {finding.name} {finding.wrong}: {finding.remedy}")
+    write_json(json_file, report.to_dict())
+
+
 def demo(
     models: Annotated[Path, typer.Option(help="folder of fmnist-ninth.onnx and fmnist-dense.onnx")] = Path("models"),
     output: Annotated[Path, typer.Option(help="folder for result.png and result.json")] = Path("build/demo"),

@@ -117,7 +117,7 @@ def accuracy(
     Exits with 1 if a label or a layer that was compared differs.
     """
     from sentei.host.apps.target import geometry_named
-    from sentei.host.datasets.data import load_split
+    from sentei.host.datasets.catalogue import load_split
     from sentei.host.frontend.importer import load
     from sentei.host.network import reference
     from sentei.host.network.ir import kept_density

@@ -40,7 +40,8 @@ class TrainingRun:
 
     def __init__(self, options: TrainingOptions):
         from sentei.host.apps.target import geometry_named
-        from sentei.host.datasets.data import KINDS, DataSet, Split, load
+        from sentei.host.datasets.catalogue import KINDS, load
+        from sentei.host.datasets.dataset import DataSet, Split
         from sentei.overlay.errors import BuildError
         from sentei.overlay.manifest import MEMORY_MODELS
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sentei.host.datasets.data import Split
+from sentei.host.datasets.dataset import Split
 
 PIXEL_SCALE = 2.0**-8
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from sentei.host.datasets.data import DataSet, DatasetError, Split
+from sentei.host.datasets.dataset import DataSet, DatasetError, Split
 from sentei.host.train.checkpoint import OTHER_RUN, CheckpointError, check_settings, first_line, load_checkpoint
 from sentei.host.train.export import check_supported, freeze
 from sentei.host.train.images import Images, augment, best_device, device_of, to_input

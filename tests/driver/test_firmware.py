@@ -16,7 +16,7 @@ from helpers.terminal import Terminal
 from sentei.driver import SenteiOverlay, Simulator
 from sentei.host.apps import demo
 from sentei.host.compiler.compile import compile_network
-from sentei.host.datasets.data import load_split
+from sentei.host.datasets.catalogue import load_split
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.overlay.errors import InputError

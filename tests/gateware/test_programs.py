@@ -57,4 +57,8 @@ def test_a_program_that_never_ends_does_not_work(monkeypatch, tmp_path):
 
 def test_the_module_tells_of_every_program():
     said = subprocess.run([sys.executable, "-m", "sentei.gateware.tools.programs"], capture_output=True, text=True)
-    assert json.loads(said.stdout) == dict.fromkeys(programs.PROGRAMS)
+    found = json.loads(said.stdout)
+    assert list(found) == list(programs.PROGRAMS)
+    for name, values in found.items():
+        assert values["fault"] is None and os.access(values["path"], os.X_OK)
+        assert values["remedy"] == f"sudo apt-get install {programs.PROGRAMS[name].package}"

@@ -36,6 +36,7 @@ COMMANDS = (
     "verify",
     "bench",
     "info",
+    "doctor",
     "build",
     "pack",
     "upload",

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sentei.host.datasets import data
+from sentei.host.datasets import catalogue, dataset, idx
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("brevitas")
@@ -82,16 +82,16 @@ def seeded():
     torch.manual_seed(SEED)
 
 
-def split_of(count: int, seed: int = SEED) -> data.Split:
+def split_of(count: int, seed: int = SEED) -> dataset.Split:
     """Pictures of four coloured patches with some noise."""
     rng = np.random.default_rng(seed)
     patches = rng.integers(0, 224, (count, 3, 2, 2)).repeat(SIZE // 2, 2).repeat(SIZE // 2, 3)
     images = (patches + rng.integers(0, 32, patches.shape)).astype(np.uint8)
-    return data.Split(images, np.arange(count) % CLASSES)
+    return dataset.Split(images, np.arange(count) % CLASSES)
 
 
-def data_set(train: int = 32, test: int = 16) -> data.DataSet:
-    return data.DataSet("random", split_of(train), split_of(test, SEED + 1), tuple("abcd"))
+def data_set(train: int = 32, test: int = 16) -> dataset.DataSet:
+    return dataset.DataSet("random", split_of(train), split_of(test, SEED + 1), tuple("abcd"))
 
 
 def inputs_of(count: int = 24) -> torch.Tensor:
@@ -1161,7 +1161,7 @@ def test_checkpoints_are_continued_or_left_alone(whole, tmp_path):
         points_of(work, other, pretrained=True, resume=True)
     images = data_set().train.images.copy()
     images[0, 0, 0, 0] ^= 1
-    changed = replace(data_set(), train=data.Split(images, data_set().train.labels))
+    changed = replace(data_set(), train=dataset.Split(images, data_set().train.labels))
     with pytest.raises(CheckpointError, match=r"float\.pt is of another run: images is '.*' there and '.*' here"):
         list(prune_and_retrain(tiny(), changed, KEEPS, PLAN, work=work, resume=True))
     (work / "float.pt").unlink()
@@ -1245,7 +1245,7 @@ def test_densities_that_do_not_fall_are_refused(keeps):
         (PruneError, {"keeps": (Fraction(1, 2), Fraction(1, 1000))}),
         (PruneError, {"plan": Plan(floors={"none": Fraction(1, 2)})}),
         (UnsupportedNetworkError, {"network": nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), *head(4))}),
-        (data.DatasetError, {"plan": Plan(holdout=32)}),
+        (dataset.DatasetError, {"plan": Plan(holdout=32)}),
         (CapacityError, {"geometry": replace(PRESETS["8x8"], activation_words=64)}),
     ],
 )
@@ -1263,9 +1263,9 @@ def test_images_held_out_are_not_trained_on_but_measured(tmp_path):
     for offset in (0, 1):
         training = split_of(32)
         labels = np.concatenate([training.labels[:24], (training.labels[24:] + offset) % CLASSES])
-        changed = data.DataSet("random", data.Split(training.images, labels), split_of(16), tuple("abcd"))
+        changed = dataset.DataSet("random", dataset.Split(training.images, labels), split_of(16), tuple("abcd"))
         (point,) = prune_and_retrain(tiny(), changed, KEEPS[:1], plan)
-        held_out = data.Split(training.images[24:], labels[24:])
+        held_out = dataset.Split(training.images[24:], labels[24:])
         assert point.holdout_accuracy == accuracy(point.network, Images(held_out))
         assert point.accuracy == accuracy(point.network, Images(changed.test))
         results.append(point.network.state_dict())
@@ -1477,7 +1477,7 @@ def test_the_teacher_is_learned_from_where_it_is_asked_for():
     torch.manual_seed(SEED + 1)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
     nn.init.normal_(teacher[1].weight)
-    images = Images(data.Split(split_of(16).images, np.zeros(16, np.int64)))
+    images = Images(dataset.Split(split_of(16).images, np.zeros(16, np.int64)))
     wanted = teacher(to_input(images.images)).argmax(1)
     agreed = {}
     for share in (0.0, 1.0):
@@ -1513,7 +1513,7 @@ def write_cifar10(folder: Path, count: int = 2) -> np.ndarray:
 
 def test_cifar10_is_read_in_order(tmp_path):
     records = write_cifar10(tmp_path)
-    loaded = data.load("cifar10", tmp_path)
+    loaded = catalogue.load("cifar10", tmp_path)
     assert loaded.classes[3] == "cat" and len(loaded.train) == 10 and len(loaded.test) == 2
     np.testing.assert_array_equal(loaded.train.labels, np.arange(10))
     np.testing.assert_array_equal(loaded.train.images[3, 1, 2], records[1, 1, 1 + 1024 + 64 :][:32])
@@ -1523,7 +1523,7 @@ def test_cifar10_is_read_in_order(tmp_path):
 def test_idx_files_are_read_plain_and_compressed(tmp_path):
     images = np.arange(2 * 3 * 4).reshape(2, 3, 4)
     write_idx(tmp_path, images, np.array([7, 9]))
-    loaded = data.load("mnist", tmp_path)
+    loaded = catalogue.load("mnist", tmp_path)
     for split in (loaded.train, loaded.test):
         np.testing.assert_array_equal(split.images, images[:, None])
         assert split.labels.tolist() == [7, 9] and split.labels.dtype == np.int64
@@ -1535,11 +1535,11 @@ def test_the_folder_is_the_argument_or_what_the_variable_names(tmp_path, monkeyp
         folder.mkdir()
         write_cifar10(folder, count)
     monkeypatch.setenv("SENTEI_CIFAR10", str(there))
-    assert len(data.load_split("cifar10", "test")) == 2
-    assert len(data.load_split("cifar10", "test", here)) == 1
+    assert len(catalogue.load_split("cifar10", "test")) == 2
+    assert len(catalogue.load_split("cifar10", "test", here)) == 1
     monkeypatch.delenv("SENTEI_CIFAR10")
-    with pytest.raises(data.DatasetMissingError, match=r"no folder is named for cifar10: download .* set SENTEI_C"):
-        data.load_split("cifar10", "test")
+    with pytest.raises(dataset.DatasetMissingError, match=r"no folder is named for cifar10: download .* set SENTEI_C"):
+        catalogue.load_split("cifar10", "test")
 
 
 @pytest.mark.parametrize(
@@ -1556,21 +1556,21 @@ def test_the_folder_is_the_argument_or_what_the_variable_names(tmp_path, monkeyp
 )
 def test_missing_data_names_the_remedy(tmp_path, kind, remedy):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(data.DatasetMissingError, match=remedy):
-            data.load(kind, folder)
+        with pytest.raises(dataset.DatasetMissingError, match=remedy):
+            catalogue.load(kind, folder)
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(data.DatasetError, match=r"test_batch\.bin cannot be read: Not a directory"):
-        data.load_split("cifar10", "test", tmp_path / "file")
+    with pytest.raises(dataset.DatasetError, match=r"test_batch\.bin cannot be read: Not a directory"):
+        catalogue.load_split("cifar10", "test", tmp_path / "file")
 
 
 def test_unknown_data_and_unknown_splits_are_refused(tmp_path):
-    with pytest.raises(data.DatasetError, match="must be one of cifar10, fashion-mnist, mnist, not 'cifar100'"):
-        data.load("cifar100", tmp_path)
-    with pytest.raises(data.DatasetError, match="split must be 'train' or 'test', not 'validation'"):
-        data.load_split("mnist", "validation", tmp_path)
+    with pytest.raises(dataset.DatasetError, match="must be one of cifar10, fashion-mnist, mnist, not 'cifar100'"):
+        catalogue.load("cifar100", tmp_path)
+    with pytest.raises(dataset.DatasetError, match="split must be 'train' or 'test', not 'validation'"):
+        catalogue.load_split("mnist", "validation", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1592,8 +1592,8 @@ def test_unknown_data_and_unknown_splits_are_refused(tmp_path):
 def test_damaged_cifar10_is_refused(tmp_path, name, change, text):
     write_cifar10(tmp_path)
     (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
-    with pytest.raises(data.DatasetFormatError, match=text):
-        data.load("cifar10", tmp_path)
+    with pytest.raises(dataset.DatasetFormatError, match=text):
+        catalogue.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1608,8 +1608,8 @@ def test_damaged_cifar10_is_refused(tmp_path, name, change, text):
 )
 def test_damaged_idx_files_are_refused(tmp_path, content, text):
     (tmp_path / "labels").write_bytes(content)
-    with pytest.raises(data.DatasetFormatError, match=text):
-        data.load_idx(tmp_path / "labels")
+    with pytest.raises(dataset.DatasetFormatError, match=text):
+        idx.load_idx(tmp_path / "labels")
 
 
 def test_damaged_compressed_files_are_refused(tmp_path):
@@ -1618,8 +1618,10 @@ def test_damaged_compressed_files_are_refused(tmp_path):
     for damaged in (whole[:-20], b"no gzip", whole[:10] + b"\xff" * 20 + whole[30:], whole[:60] + b"#" + whole[61:]):
         path = tmp_path / "images.gz"
         path.write_bytes(damaged)
-        with pytest.raises(data.DatasetFormatError, match=r"images\.gz must be a complete gzip file, .*again") as info:
-            data.load_idx(path)
+        with pytest.raises(
+            dataset.DatasetFormatError, match=r"images\.gz must be a complete gzip file, .*again"
+        ) as info:
+            idx.load_idx(path)
         reasons.add(type(info.value.__cause__))
     assert reasons == {EOFError, gzip.BadGzipFile, zlib.error}
 
@@ -1639,8 +1641,8 @@ def test_damaged_compressed_files_are_refused(tmp_path):
 )
 def test_images_and_labels_that_do_not_fit_are_refused(tmp_path, images, labels, text):
     write_idx(tmp_path, images, labels)
-    with pytest.raises(data.DatasetFormatError, match=text):
-        data.load("fashion-mnist", tmp_path)
+    with pytest.raises(dataset.DatasetFormatError, match=text):
+        catalogue.load("fashion-mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1655,14 +1657,16 @@ def test_images_and_labels_that_do_not_fit_are_refused(tmp_path, images, labels,
 )
 def test_a_users_data_is_looked_at(change, text):
     split = split_of(16)
-    with pytest.raises(data.DatasetError, match=text):
+    with pytest.raises(dataset.DatasetError, match=text):
         changed = replace(split, **{name: function(getattr(split, name)) for name, function in change.items()})
-        data.DataSet("mine", changed, split, tuple("abcd"))
+        dataset.DataSet("mine", changed, split, tuple("abcd"))
 
 
 def test_images_that_are_sorted_by_class_are_refused(monkeypatch):
     monkeypatch.setattr(pipeline, "CALIBRATION_IMAGES", 8)
     train = split_of(32)
     ordered = replace(data_set(), train=replace(train, labels=np.sort(train.labels)))
-    with pytest.raises(data.DatasetError, match=r"the first 8 training images, .* are all of one class; shuffle them"):
+    with pytest.raises(
+        dataset.DatasetError, match=r"the first 8 training images, .* are all of one class; shuffle them"
+    ):
         list(prune_and_retrain(tiny(), ordered, KEEPS, PLAN))

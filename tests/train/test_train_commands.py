@@ -34,7 +34,7 @@ from rich.console import Console
 
 from sentei.host.apps import cli, training_options, training_run
 from sentei.host.compiler.compile import compile_network
-from sentei.host.datasets import data
+from sentei.host.datasets import catalogue
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.host.network.ir import kept_density
@@ -148,11 +148,11 @@ def no_cycles(monkeypatch):
 
 
 def labels_of(model: Path, cifar: Path) -> np.ndarray:
-    return reference.predict(load(model), data.load_split("cifar10", "test", cifar).images).argmax(1)
+    return reference.predict(load(model), catalogue.load_split("cifar10", "test", cifar).images).argmax(1)
 
 
 def share_right(model: Path, cifar: Path) -> float:
-    return float((labels_of(model, cifar) == data.load_split("cifar10", "test", cifar).labels).mean())
+    return float((labels_of(model, cifar) == catalogue.load_split("cifar10", "test", cifar).labels).mean())
 
 
 # Training
@@ -164,7 +164,7 @@ def test_train_writes_a_model_and_its_card(cifar, trained):
     card = json.loads(model.with_suffix(".json").read_text())
     program = compile_network(load(model), PRESETS["8x8"])
     assert card["file"] == "tiny.onnx" and card["data"] == "cifar10" and card["train_images"] == 40
-    assert tuple(card["classes"]) == data.KINDS["cifar10"].classes and card["keep"] == "1/9"
+    assert tuple(card["classes"]) == catalogue.KINDS["cifar10"].classes and card["keep"] == "1/9"
     assert card["accuracy"] == share_right(model, cifar)
     assert card["accuracy_by"] == f"integer reference, {TEST} test images"
     assert card["first_labels"] == labels_of(model, cifar).tolist()
@@ -199,7 +199,7 @@ def test_train_resumes_and_repeats_nothing_that_is_done(cifar, trained, tmp_path
     differing = {key for key in cards[0] if cards[0][key] != cards[1][key]}
     assert differing == {"file", "command", "cycles"}
     assert before == {path: path.read_bytes() for path in (folder / "work").rglob("*.pt")}
-    images = data.load_split("cifar10", "test", cifar).images
+    images = catalogue.load_split("cifar10", "test", cifar).images
     np.testing.assert_array_equal(
         *(reference.predict(load(path), images) for path in (folder / "out" / "tiny.onnx", tmp_path / "again.onnx"))
     )
