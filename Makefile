@@ -14,7 +14,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo check test test-train test-long accuracy pruning lint docs area performance ulx3s-12f ulx3s-85f resources bridge clean
+.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area performance ulx3s-12f ulx3s-85f resources bridge clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ test-train: setup-train ## run the training tests, which need PyTorch
 
 test-long: setup ## the whole of the random campaigns, for a night
 	$(PYTEST) -m long --ignore tests/train
+
+bare: ## run the demo on minimal Debians, 12 and 13, in some minutes each (needs root and debootstrap): reports/bare-machine.json
+	scripts/bare.sh reports/bare-machine.json bookworm trixie
 
 accuracy: setup ## accuracy of the CIFAR-10 models, all test images (CIFAR10=folder of its binary version): reports/accuracy.json
 	$(VENV)/bin/sentei accuracy models/resnet*-c10-*.onnx --data cifar10 --folder $(CIFAR10) \
