@@ -25,10 +25,19 @@ leave() {
 }
 trap leave EXIT
 
-bind() { # SOURCE ROOT
+bind() { # SOURCE ROOT; to read only
     mkdir -p "$2$1"
     mount --bind "$1" "$2$1"
     mounted+=("$2$1")
+    mount -o remount,bind,ro "$2$1"
+}
+
+remove() { # ROOT, but never what is mounted there
+    if grep -qF " $1/" /proc/mounts; then
+        echo "error: something is still mounted in $1; unmount it" >&2
+        exit 1
+    fi
+    rm -rf "$1"
 }
 
 pip_settings() { env | grep -E '^PIP_' || true; python3 -m pip config list 2>/dev/null || true; }
@@ -50,12 +59,13 @@ prepare() { # ROOT
     done < <(pip_settings | grep -oE "(file://)?/[^ '\",]+" | sed 's#^file://##' | sort -u)
     mount -t proc proc "$root/proc"
     mounted+=("$root/proc")
-    bind /dev "$root"
+    mount --bind /dev "$root/dev"
+    mounted+=("$root/dev")
 }
 
 demonstrate() { # RELEASE
     local root=$PWD/build/bare/$1 log=$PWD/build/bare/$1.log variables=() name began code=0
-    rm -rf "$root"
+    remove "$root"
     mkdir -p "$root"
     echo "$1: debootstrap"
     debootstrap --variant=minbase --include=git,make,ca-certificates "$1" "$root" >"$log" 2>&1 ||
@@ -88,7 +98,7 @@ rows[os.environ["RELEASE"]] = {
 path.write_text(json.dumps(dict(sorted(rows.items())), indent=2, ensure_ascii=False) + "\n")
 PYTHON
     [[ $code -eq 0 ]] || { echo "error: make demo failed on $1; see $log" >&2; return 1; }
-    rm -rf "$root"
+    remove "$root"
 }
 
 for release in "$@"; do demonstrate "$release"; done
