@@ -56,7 +56,7 @@ prepare() { # ROOT
     done
     while read -r folder; do
         [[ -d $folder ]] && bind "$folder" "$root"
-    done < <(pip_settings | grep -oE "(file://)?/[^ '\",]+" | sed 's#^file://##' | sort -u)
+    done < <(pip_settings | grep -oE "(file://)?/[^ '\",]+" | sed -E 's#^file://##; s#/simple/?$##' | sort -u)
     mount -t proc proc "$root/proc"
     mounted+=("$root/proc")
     mount --bind /dev "$root/dev"
