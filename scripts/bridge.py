@@ -19,8 +19,8 @@ import numpy as np
 
 from sentei.driver import SenteiOverlay
 from sentei.driver.bridge import BridgeDevice
-from sentei.host.apps.console import say, step
 from sentei.host.apps.target import build_simulator
+from sentei.host.commands.console import say, step
 from sentei.host.compiler.compile import compile_network
 from sentei.host.datasets.catalogue import load_split
 from sentei.host.frontend.importer import load
@@ -35,7 +35,7 @@ def measure(model: Path, geometry: str, count: int) -> dict:
     images = load_split("fashion-mnist", "test").images[:count]
     expected = reference.run(network, images)[network.output]
     server = subprocess.Popen(
-        [sys.executable, "-m", "sentei.host.apps.cli", "serve", "--port", "0", "--geometry", geometry],
+        [sys.executable, "-m", "sentei.host.commands.cli", "serve", "--port", "0", "--geometry", geometry],
         stdout=subprocess.PIPE,
         text=True,
     )

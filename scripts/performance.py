@@ -20,8 +20,8 @@ import numpy as np
 from sentei.boards.sim import build
 from sentei.driver import SenteiOverlay
 from sentei.gateware.technologies.technology import CONTROL
-from sentei.host.apps.console import say, step
 from sentei.host.apps.measure import benchmark
+from sentei.host.commands.console import say, step
 from sentei.host.compiler.compile import compile_network
 from sentei.host.frontend.importer import load
 from sentei.host.network.ir import Conv, Network, Pads, Requantize, Shape, Tensor

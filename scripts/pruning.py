@@ -22,9 +22,9 @@ from unittest.mock import patch
 import torch
 
 from sentei.driver import SenteiOverlay
-from sentei.host.apps.console import say, step
 from sentei.host.apps.measure import benchmark
 from sentei.host.apps.target import build_simulator
+from sentei.host.commands.console import say, step
 from sentei.host.compiler.compile import compile_network
 from sentei.host.datasets import catalogue, dataset
 from sentei.host.frontend.importer import load

@@ -28,6 +28,28 @@ RULES = {
     "driver": ({"driver", "overlay"}, {"pynq", "pynqmetadata", "pynqutils", "serial"} | NUMPY_ONLY),
     "host": ({"host", "driver", "overlay"}, None),
 }
+MOST_MODULES = 12  # of a room
+# Room: other rooms of its part that it may import. What lies in no room may be imported by all and imports any.
+ROOMS = {
+    "gateware/technologies": set(),
+    "gateware/tools": set(),
+    "gateware/firmware": {"tools"},
+    "gateware/memory": {"technologies"},
+    "gateware/group": {"memory", "technologies"},
+    "gateware/requantizer": {"group", "memory", "technologies"},
+    "gateware/sequencer": {"group", "memory"},
+    "gateware/engine": {"group", "memory", "requantizer", "sequencer", "technologies"},
+    "gateware/soc": {"firmware"},
+    "boards/ecp5": set(),
+    "boards/xilinx": set(),
+    "host/network": set(),
+    "host/frontend": {"network"},
+    "host/compiler": {"network"},
+    "host/datasets": set(),
+    "host/train": {"compiler", "datasets", "frontend", "network"},
+    "host/apps": {"compiler", "datasets", "frontend", "network"},
+    "host/commands": {"apps", "compiler", "datasets", "frontend", "network", "train"},
+}
 
 
 def repository_files() -> list[Path]:
@@ -93,6 +115,50 @@ def test_no_part_imports_what_it_must_not(part):
     assert sources
     wrong = {str(path.relative_to(ROOT)): forbidden_imports(part, path.read_text()) for path in sources}
     assert not {path: names for path, names in wrong.items() if names}
+
+
+def forbidden_rooms(room: str, source: str) -> list[str]:
+    """Modules of other rooms of its part that a source of `room` imports against ROOMS, sorted."""
+    part, own = room.split("/")
+    rooms = {name.split("/")[1] for name in ROOMS if name.startswith(f"{part}/")}
+    wrong = []
+    for name in imported_modules(source):
+        words = name.split(".")
+        if words[:2] == ["sentei", part] and len(words) > 2 and words[2] in rooms - ROOMS[room] - {own}:
+            wrong.append(name)
+    return sorted(wrong)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_room_imports_what_it_must_not(room):
+    sources = sorted((ROOT / room).rglob("*.py"))
+    assert sources
+    wrong = {str(path.relative_to(ROOT)): forbidden_rooms(room, path.read_text()) for path in sources}
+    assert not {path: names for path, names in wrong.items() if names}
+
+
+def test_every_room_has_its_rule_a_docstring_and_few_modules():
+    folders = {path.parent for part in PARTS for path in (ROOT / part).rglob("*.py")}
+    rooms = {str(folder.relative_to(ROOT)) for folder in folders} - set(PARTS)
+    assert rooms == set(ROOMS)
+    for folder in folders:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= MOST_MODULES, f"{folder.relative_to(ROOT)} has {len(modules)} modules"
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "found"),
+    [
+        ("host/frontend", "from sentei.host.compiler.plan import Run", ["sentei.host.compiler.plan"]),
+        ("host/frontend", "from sentei.host.errors import SenteiError", []),
+        ("host/commands", "def f():\n    from sentei.host.train import loop", []),
+        ("boards/xilinx", "import sentei.boards.ecp5.presets", ["sentei.boards.ecp5.presets"]),
+        ("gateware/group", "from sentei.gateware.engine.core import Core", ["sentei.gateware.engine.core"]),
+    ],
+)
+def test_the_rooms_rules_catch_what_they_are_for(room, source, found):
+    assert forbidden_rooms(room, source) == found
 
 
 @pytest.mark.parametrize(

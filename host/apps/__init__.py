@@ -1,1 +1,1 @@
-"""What users run: the command line, and what its commands do with compiler, driver and training."""
+"""What the commands do with compiler, driver and simulator: targets, measuring, the demo, pictures and charts."""

@@ -21,7 +21,8 @@ from helpers.small_model import CLASSES, HEIGHT, WIDTH, small_model, small_pictu
 from PIL import Image
 
 from sentei.driver import SenteiOverlay
-from sentei.host.apps import cli, console, measure
+from sentei.host.apps import measure
+from sentei.host.commands import cli, console
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.host.network.ir import Network
@@ -100,7 +101,7 @@ def refused(sentei):
 
 def processed(*arguments, cwd=ROOT):
     """As a user calls it, in a process of its own."""
-    command = [sys.executable, "-m", "sentei.host.apps.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "sentei.host.commands.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
@@ -485,4 +486,4 @@ def test_a_process_of_its_own_compiles_in_any_folder(folder):
 
 def test_the_console_script_is_the_entry_point():
     text = (ROOT / "pyproject.toml").read_text()
-    assert 'sentei = "sentei.host.apps.cli:main"' in text
+    assert 'sentei = "sentei.host.commands.cli:main"' in text

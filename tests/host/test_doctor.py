@@ -12,7 +12,8 @@ pytest.importorskip("typer")
 
 from helpers.tiers import hardware
 
-from sentei.host.apps import cli, doctor
+from sentei.host.apps import doctor
+from sentei.host.commands import cli
 
 
 @pytest.fixture

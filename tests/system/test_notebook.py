@@ -9,7 +9,7 @@ pytest.importorskip("sentei.driver.quiet_pynq")
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
-from sentei.host.apps.console import classes_of
+from sentei.host.commands.console import classes_of
 from sentei.host.compiler.compile import compile_network
 from sentei.host.frontend.importer import load
 from sentei.overlay.geometry import PRESETS

@@ -32,7 +32,7 @@ from helpers.small_model import small_model
 from PIL import Image
 from rich.console import Console
 
-from sentei.host.apps import cli, training_options, training_run
+from sentei.host.commands import cli, training_options, training_run
 from sentei.host.compiler.compile import compile_network
 from sentei.host.datasets import catalogue
 from sentei.host.frontend.importer import load
@@ -577,7 +577,7 @@ def test_accuracy_names_what_it_cannot_use(cifar, tmp_path, trained):
 
 def without_torch(*arguments) -> subprocess.CompletedProcess:
     """The command in a process in which PyTorch is not installed."""
-    program = "import sys; sys.modules['torch'] = None; from sentei.host.apps.cli import main; main()"
+    program = "import sys; sys.modules['torch'] = None; from sentei.host.commands.cli import main; main()"
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 

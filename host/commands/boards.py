@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from sentei.host.apps.console import (
+from sentei.host.commands.console import (
     GeometryName,
     MemoryName,
     ModelOrProgram,

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from sentei.host.apps.console import (
+from sentei.host.commands.console import (
     Batch,
     GeometryName,
     JsonFile,

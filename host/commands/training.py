@@ -10,8 +10,18 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from sentei.host.apps.console import GeometryName, JsonFile, MemoryName, console, opened, say, step, write_json, writing
-from sentei.host.apps.training_options import (
+from sentei.host.commands.console import (
+    GeometryName,
+    JsonFile,
+    MemoryName,
+    console,
+    opened,
+    say,
+    step,
+    write_json,
+    writing,
+)
+from sentei.host.commands.training_options import (
     DataName,
     Folder,
     TrainingOptions,
@@ -19,7 +29,7 @@ from sentei.host.apps.training_options import (
     density_of,
     with_training_options,
 )
-from sentei.host.apps.training_run import LABELS, TrainingRun, command_line
+from sentei.host.commands.training_run import LABELS, TrainingRun, command_line
 from sentei.overlay.errors import InputError
 
 if TYPE_CHECKING:

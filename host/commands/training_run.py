@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sentei.host.apps.console import console, opened, say, step, writing
-from sentei.host.apps.training_options import TrainingOptions, epochs_of, layer_density
+from sentei.host.commands.console import console, opened, say, step, writing
+from sentei.host.commands.training_options import TrainingOptions, epochs_of, layer_density
 from sentei.overlay.errors import InputError
 
 if TYPE_CHECKING:

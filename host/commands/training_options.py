@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from sentei.host.apps.console import GeometryName, MemoryName
+from sentei.host.commands.console import GeometryName, MemoryName
 from sentei.overlay.errors import InputError
 
 NetworkName = Annotated[str, typer.Argument(help="resnet20, resnet8 or fashion")]

@@ -7,24 +7,24 @@ import sys
 import typer
 from rich.console import Console
 
-from sentei.host.apps import board_commands, model_commands, training_commands
+from sentei.host.commands import boards, models, training
 from sentei.overlay.errors import SenteiError
 
 COMMANDS = {
-    "compile": model_commands.compile_model,
-    "run": model_commands.run,
-    "verify": model_commands.verify,
-    "bench": model_commands.bench,
-    "info": model_commands.info,
-    "doctor": model_commands.doctor,
-    "build": board_commands.build,
-    "pack": board_commands.pack,
-    "upload": board_commands.upload,
-    "serve": board_commands.serve,
-    "demo": model_commands.demo,
-    "train": training_commands.train,
-    "curve": training_commands.curve,
-    "accuracy": training_commands.accuracy,
+    "compile": models.compile_model,
+    "run": models.run,
+    "verify": models.verify,
+    "bench": models.bench,
+    "info": models.info,
+    "doctor": models.doctor,
+    "build": boards.build,
+    "pack": boards.pack,
+    "upload": boards.upload,
+    "serve": boards.serve,
+    "demo": models.demo,
+    "train": training.train,
+    "curve": training.curve,
+    "accuracy": training.accuracy,
 }
 
 app = typer.Typer(

@@ -1,0 +1,1 @@
+"""The command line: one function a command, and the options that they share."""
