@@ -2,8 +2,8 @@
 
 The proof reads the compiled program itself: from instructions, streams and tables it works out which activation words
 each tile of each group reads and writes, and which epoch it waits for. Epoch e only says that every group has *passed*
-its sections up to e. So each access is checked against all accesses to the same word before it, in program order, in the
-same picture and in the one before.
+its sections up to e. So each access is checked against all accesses to the same word before it, in program order, in
+the same picture and in the one before.
 """
 
 from dataclasses import dataclass, field
