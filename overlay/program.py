@@ -51,6 +51,22 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """A layer that computes what its model means, while float32 execution of the model may decide otherwise, for
+    `sums` of its accumulators (counted for each channel, level and residual) in so many `channels`.
+
+    Of these, `ties` lie exactly between two levels of a residual addition: the model rounds them to even, the array up.
+    `outputs`: its sums are handed out whole, and what float32 makes of them differs by its rounding.
+    """
+
+    layer: str
+    sums: int
+    channels: int
+    ties: int = 0
+    outputs: bool = False
+
+
+@dataclass(frozen=True)
 class TensorInfo:
     """Where a tensor lies in the output buffer.
 
@@ -98,10 +114,27 @@ class Program:
     trace_bytes: int
     layers: tuple[LayerInfo, ...]
     classes: tuple[str, ...] = field(default=())
+    doubts: tuple[Doubt, ...] = field(default=())
 
     @property
     def fingerprint(self) -> int:
         return fingerprint(self.geometry)
+
+    @property
+    def meaning(self) -> str:
+        """What is known of the program's arithmetic, in one sentence."""
+        if not self.doubts:
+            return "equal to the model's float32 execution for every input"
+        rounded = [doubt for doubt in self.doubts if not doubt.outputs]
+        sums, ties = sum(doubt.sums for doubt in rounded), sum(doubt.ties for doubt in rounded)
+        parts = ["equal in exact arithmetic"]
+        if rounded:
+            names = ", ".join(doubt.layer for doubt in rounded)
+            text = f"float32 rounding can decide otherwise for {sums} sums of {len(rounded)} layers ({names})"
+            parts.append(text + (f", {ties} of them ties that the array rounds up" if ties else ""))
+        if len(rounded) < len(self.doubts):
+            parts.append("the outputs differ from float32 execution by its rounding")
+        return "; ".join(parts)
 
     @property
     def pictures(self) -> int:
@@ -153,6 +186,9 @@ class Program:
         values["output"] = _tensor_to_dict(self.output)
         values["trace_tensors"] = [_tensor_to_dict(t) for t in self.trace_tensors]
         values["layers"] = [layer.__dict__ for layer in self.layers]
+        values["doubts"] = [doubt.__dict__ for doubt in self.doubts]
+        if not self.doubts:
+            del values["doubts"]
         return values
 
     def to_bytes(self) -> bytes:
@@ -209,6 +245,7 @@ class Program:
             values["output"] = _tensor_from_dict(values["output"])
             values["trace_tensors"] = tuple(_tensor_from_dict(t) for t in values["trace_tensors"])
             values["layers"] = tuple(LayerInfo(**layer) for layer in values["layers"])
+            values["doubts"] = tuple(Doubt(**doubt) for doubt in values.get("doubts", ()))
             for name in ("output_scale", "output_offset", "classes"):
                 values[name] = tuple(values[name])
             program = Program(data=content[PREFIX.size + header_bytes :], **values)

@@ -33,6 +33,9 @@ GeometryName = Annotated[
 ]
 MemoryName = Annotated[str, typer.Option("--memory", help=f"model of main memory: {', '.join(MEMORY_MODELS)}")]
 Batch = Annotated[int | None, typer.Option(min=1, help="pictures of a job: more throughput, more latency")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="refuse a model whose float32 execution can decide otherwise by its rounding")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
 
 

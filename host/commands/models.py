@@ -16,6 +16,7 @@ from sentei.host.commands.console import (
     MemoryName,
     Model,
     ModelOrProgram,
+    Strict,
     Target,
     classes_of,
     console,
@@ -35,18 +36,20 @@ def compile_model(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="program file (default: MODEL.sentei)")] = None,
     geometry: GeometryName = "32x32",
     batch: Batch = None,
+    strict: Strict = False,
     json_file: JsonFile = None,
 ) -> None:
     """Compile a QONNX model to a program file.
 
-    Every layer's integer arithmetic is proven equal to the model's own float arithmetic; a model for which that cannot
-    be proven is refused, naming the operator.
+    Every layer's integer arithmetic is proven equal to the model's own float32 arithmetic, for every input. Where
+    float32 execution hangs on its rounding, the layer computes what the model means, its integers and scales as exact
+    numbers; such layers are named, or with --strict the model is refused.
     """
     from sentei.host.apps.target import geometry_named
     from sentei.host.compiler.compile import compile_network
     from sentei.host.frontend.importer import load
 
-    program = compile_network(load(model), geometry_named(geometry), classes_of(model), batch or 1)
+    program = compile_network(load(model, strict), geometry_named(geometry), classes_of(model), batch or 1)
     output = output or model.with_suffix(".sentei")
     program.save(output)
     describe_program(program)
@@ -69,6 +72,8 @@ def program_figures(program: Program) -> dict:
         "dense_macs": dense,
         "bound_cycles": sum(layer.bound_cycles for layer in program.layers),
         "layers": [dict(layer.__dict__) for layer in program.layers],
+        "meaning": program.meaning,
+        "doubts": [dict(doubt.__dict__) for doubt in program.doubts],
     }
 
 
@@ -80,6 +85,7 @@ def describe_program(program: Program) -> None:
         kept = f"{layer.macs / layer.dense_macs:.1%}" if layer.dense_macs else ""
         table.add_row(layer.name, layer.kind, str(layer.macs), kept, f"{layer.bound_cycles:.1f}")
     console.print(table)
+    say(f"arithmetic: {program.meaning}")
 
 
 def run(
@@ -131,6 +137,7 @@ def verify(
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
     batch: Batch = None,
+    strict: Strict = False,
     json_file: JsonFile = None,
 ) -> None:
     """Compare a target with the integer reference, on every element of every layer.
@@ -141,18 +148,20 @@ def verify(
     from sentei.host.compiler.compile import compile_network
     from sentei.host.frontend.importer import load
 
-    network = load(model)
+    network = load(model, strict)
     with opened(target, geometry, memory) as overlay:
         program = compile_network(network, overlay.manifest.geometry, classes_of(model), batch or 1)
         overlay.load(program)
         with step(f"comparing {len(network.ops)} layers of {images} pictures (seed {seed})") as progress:
             difference = first_difference(overlay, network, random_images(program, images, seed), progress)
     figures = {"model": program.name, "images": images, "seed": seed, "layers": len(network.ops)}
+    figures |= {"meaning": program.meaning, "doubts": [dict(doubt.__dict__) for doubt in program.doubts]}
     write_json(json_file, figures | {"bit_exact": difference is None, "difference": difference and difference.__dict__})
     if difference is not None:
         say(f"different: {difference}", style="red")
         raise typer.Exit(1)
     say(f"equal: all {len(network.ops)} layers of {images} pictures", style="green")
+    say(f"arithmetic: {program.meaning}")
 
 
 def bench(

@@ -89,4 +89,5 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         trace_bytes=emitter.trace_bytes,
         layers=tuple(layer_info(op, network, geometry) for op in network.ops),
         classes=classes,
+        doubts=network.doubts,
     )

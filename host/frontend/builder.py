@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from sentei.host.errors import MissingScale, UnsupportedOperator
-from sentei.host.frontend.float_chain import Chain, Quantizer, start_of_tensor
+from sentei.host.arithmetic.float_chain import Chain, Quantizer, start_of_tensor
+from sentei.host.arithmetic.real_thresholds import requantize_as_meant
+from sentei.host.arithmetic.thresholds import identity, requantize
+from sentei.host.errors import InexactModel, MissingScale, UnsupportedOperator
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.thresholds import identity, requantize
 from sentei.host.frontend.values import QUANTIZE_IT, Activation
-from sentei.host.network.ir import WIDE, Conv, Pads, Pool, Shape, Tensor, accumulator_range, kernel_of, output_extent
+from sentei.host.network.ir import (
+    WIDE,
+    Conv,
+    Pads,
+    Pool,
+    Shape,
+    Tensor,
+    accumulator_range,
+    kernel_of,
+    output_extent,
+)
+from sentei.overlay.program import Doubt
 
 
 @dataclass
@@ -23,6 +35,8 @@ class Builder:
     ops: list[Conv | Pool] = field(default_factory=list)
     quantized: dict[tuple, Activation] = field(default_factory=dict)  # by value and quantizer: each is emitted once
     maxima: dict[Pool, str] = field(default_factory=dict)
+    strict: bool = False  # refuse what float32 execution may decide otherwise
+    doubts: list[Doubt] = field(default_factory=list)
 
     def add_input(self, name: str, shape: Shape, quantizer: Quantizer, label: str, flat: bool) -> Activation:
         self.tensors[name] = Tensor(name, shape, quantizer.bits, quantizer.signed, float(quantizer.scale))
@@ -56,7 +70,14 @@ class Builder:
         op = self.operator_of(activation, node.name)
         low, high = accumulator_range(op, self.tensors[op.input])
         residual = self.tensors.get(activation.chain.residual or "")
-        spec = requantize(f"{node} after {op.name!r}", activation.chain, quantizer, low, high, residual)
+        arguments = (f"{node} after {op.name!r}", activation.chain, quantizer, low, high, residual)
+        try:
+            spec = requantize(*arguments)
+        except InexactModel:
+            if self.strict:
+                raise
+            spec, doubt = requantize_as_meant(*arguments)
+            self.doubts += [replace(doubt, layer=op.name)] if doubt else []
         if activation.maximum is not None:
             self.require_rising(activation, activation.maximum, node)
         name = self.free_name(name, set(self.tensors))

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from sentei.host.arithmetic.float_chain import AddTensor, Clamp, Divide, Offset, Scale
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
-from sentei.host.frontend.float_chain import AddTensor, Clamp, Divide, Offset, Scale
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator, channels_of
 from sentei.host.frontend.values import QUANTIZE_IT, Activation

@@ -6,7 +6,7 @@
 Quant nodes say which values are integers: the one on the graph's input defines what the network is fed (integers; the
 model's own input is integer * scale), those on weights the kernels, those on activations where a convolution or pool
 ends. The float32 operations in between become thresholds that equal them for every reachable accumulator (see
-`host/frontend/thresholds.py`). The model's arithmetic is that of qonnx's node by node execution: each node one
+`host/arithmetic/thresholds.py`). The model's arithmetic is that of qonnx's node by node execution: each node one
 onnxruntime call, so nothing is fused and each elementwise operation rounds once.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from sentei.host.arithmetic.float_chain import Divide, Offset, Operation, Scale, is_power_of_two
 from sentei.host.errors import (
     InexactModel,
     ModelFileError,
@@ -27,21 +28,28 @@ from sentei.host.errors import (
 )
 from sentei.host.frontend import elementwise, pools, products, quantizers, shapes
 from sentei.host.frontend.builder import Builder
-from sentei.host.frontend.float_chain import Divide, Offset, Scale, is_power_of_two
 from sentei.host.frontend.model_file import Graph, read_graph
 from sentei.host.frontend.translator import Constant, RawInput, Translator
 from sentei.host.frontend.values import Activation
-from sentei.host.network.ir import Network, Shape
+from sentei.host.network.ir import Network, Shape, accumulator_range
 from sentei.host.network.law import check
+from sentei.overlay.program import Doubt
 
 HANDLERS = elementwise.HANDLERS | pools.HANDLERS | products.HANDLERS | shapes.HANDLERS
 
 
-def load(source: str | Path | onnx.ModelProto) -> Network:
-    """The integer network of a QONNX file, `ModelProto` or qonnx `ModelWrapper`; raises a `SenteiError`."""
+OUTPUT_REMEDY = "end the network with at most one Mul and one Add, or with a Quant node of at most 4 bits"
+
+
+def load(source: str | Path | onnx.ModelProto, strict: bool = False) -> Network:
+    """The integer network of a QONNX file, `ModelProto` or qonnx `ModelWrapper`; raises a `SenteiError`.
+
+    It computes what the model means: its integers and scales in real numbers. Where float32 execution of the model
+    may decide otherwise, `Network.doubts` says so; `strict` refuses such a model (`InexactModel`).
+    """
     graph = read_graph(source)
     constants = {name: Constant(array) for name, array in graph.constants.items()}
-    translator = Translator(graph.opsets, constants, HANDLERS, quantizers.HANDLERS)
+    translator = Translator(graph.opsets, constants, HANDLERS, quantizers.HANDLERS, Builder(strict=strict))
     translator.values[graph.input] = raw_input(graph)
     for node in graph.nodes:
         try:
@@ -57,7 +65,8 @@ def load(source: str | Path | onnx.ModelProto) -> Network:
     if not isinstance(output, Activation) or not (builder.ops or output.op or output.chain.operations):
         raise UnsupportedModel(f"{graph.name}: the output {graph.output!r} must come from a convolution or a pool")
     name, scale, offset = network_output(builder, output, graph.output)
-    return check(Network(graph.name, builder.tensors, tuple(builder.ops), graph.input, name, scale, offset))
+    ops, doubts = tuple(builder.ops), tuple(builder.doubts)
+    return check(Network(graph.name, builder.tensors, ops, graph.input, name, scale, offset, doubts))
 
 
 def raw_input(graph: Graph) -> RawInput:
@@ -83,10 +92,38 @@ def network_output(builder: Builder, activation: Activation, name: str) -> tuple
         raise UnsupportedOperator(f"{place}: the network ends in {what}: end it with a Quant node of at most 4 bits")
     if any(activation.pads):
         raise UnsupportedOperator(f"{place}: the network ends in a Pad: remove it")
-    scale, offset = output_affine(activation, place)
-    if activation.op is not None:
-        return builder.wide(activation, name), scale, offset
-    return activation.source, scale, offset
+    rounded = None
+    try:
+        scale, offset = output_affine(activation, place)
+    except InexactModel as error:
+        if builder.strict:
+            raise
+        rounded, (scale, offset) = error, affine_as_meant(activation, place)
+    tensor = builder.wide(activation, name) if activation.op is not None else activation.source
+    if rounded is not None:
+        op = builder.ops[-1]
+        low, high = accumulator_range(op, builder.tensors[op.input])
+        builder.doubts.append(Doubt(op.name, int((high - low + 1).sum()), len(low), outputs=True))
+    return tensor, scale, offset
+
+
+def affine_as_meant(activation: Activation, place: str) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (scale, offset), each (C,), nearest to what the chain means."""
+    scale, offset = activation.chain.start.unit, activation.chain.start.offset
+    for operation in activation.chain.operations:
+        if isinstance(operation, Scale):
+            scale, offset = scale * operation.factor, offset * operation.factor
+        elif isinstance(operation, Divide):
+            scale, offset = scale / operation.divisor, offset / operation.divisor
+        elif isinstance(operation, Offset):
+            offset = offset + operation.offset
+        else:
+            raise cannot_follow(operation, place)
+    return scale.astype(np.float32), offset.astype(np.float32)
+
+
+def cannot_follow(operation: Operation, place: str) -> UnsupportedOperator:
+    return UnsupportedOperator(f"{place}: a {type(operation).__name__} cannot follow the accumulator: {OUTPUT_REMEDY}")
 
 
 def output_affine(activation: Activation, place: str) -> tuple[np.ndarray, np.ndarray]:
@@ -94,8 +131,7 @@ def output_affine(activation: Activation, place: str) -> tuple[np.ndarray, np.nd
 
     Factors that are powers of two round nothing and can be moved; of the others one is left, as is one addition.
     """
-    remedy = "end the network with at most one Mul and one Add, or with a Quant node of at most 4 bits"
-    if not activation.chain.exact:
+    if not activation.chain.known:
         raise InexactModel(
             f"{place}: the model's float sums are rounded, so its output is not a function of the accumulator: use "
             "power-of-two scales for input and weights, and MatMul followed by Add instead of a bias inside Gemm"
@@ -110,12 +146,14 @@ def output_affine(activation: Activation, place: str) -> tuple[np.ndarray, np.nd
             factor = operation.factor.astype(np.float64)
             free = is_power_of_two(factor)
             if not (free if offset is not None else free | is_power_of_two(scale)).all():
-                raise InexactModel(f"{place}: multiplies by {factor[~free][0]} after another rounding: {remedy}")
+                raise InexactModel(f"{place}: multiplies by {factor[~free][0]} after another rounding: {OUTPUT_REMEDY}")
             scale = scale * factor
             offset = None if offset is None else offset * factor
         elif isinstance(operation, Offset) and offset is None:
             offset = operation.offset.astype(np.float64)
+        elif isinstance(operation, Divide | Offset):
+            raise InexactModel(f"{place}: rounds more than once in float32: {OUTPUT_REMEDY}")
         else:
-            raise UnsupportedOperator(f"{place}: a {type(operation).__name__} cannot follow the accumulator: {remedy}")
+            raise cannot_follow(operation, place)
     offset = np.zeros_like(scale) if offset is None else offset
     return scale.astype(np.float32), offset.astype(np.float32)

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from sentei.host.arithmetic.float_chain import Divide
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
-from sentei.host.frontend.float_chain import Divide
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator, resolve_pads
 from sentei.host.frontend.values import QUANTIZE_IT, Activation

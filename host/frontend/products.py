@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sentei.host.arithmetic.float_chain import Offset
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
-from sentei.host.frontend.float_chain import Offset
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Constant, Translator, resolve_pads
 from sentei.host.frontend.values import Activation
@@ -72,7 +72,7 @@ def fully_connected(translator: Translator, node: Node, transposed: bool) -> Act
     except ValueError:
         raise UnsupportedAttribute(f"{node}: bias must have {len(matrix)} elements, not shape {bias.shape}") from None
     result = translator.accumulate(node, activation, op, scale, bias)
-    if not result.chain.exact:
+    if not result.chain.known:
         return result
     return translator.accumulate(node, activation, op, scale).then(Offset(bias))
 

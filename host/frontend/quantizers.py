@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from qonnx.custom_op.general.intquant import resolve_rounding_mode
 
+from sentei.host.arithmetic.float_chain import Quantizer
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
-from sentei.host.frontend.float_chain import Quantizer
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Constant, RawInput, Translator, Value
 from sentei.host.frontend.values import Activation

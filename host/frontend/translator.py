@@ -15,9 +15,9 @@ from typing import TypeAlias, TypeGuard, TypeVar
 import numpy as np
 import onnx
 
+from sentei.host.arithmetic.float_chain import Chain, start_of_sum
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.builder import Builder
-from sentei.host.frontend.float_chain import Chain, start_of_sum
 from sentei.host.frontend.model_file import STANDARD_DOMAINS, Node, evaluate
 from sentei.host.frontend.values import Activation
 from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, Shape, accumulator_range, kernel_of

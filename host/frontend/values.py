@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sentei.host.frontend.float_chain import Chain, Operation
+from sentei.host.arithmetic.float_chain import Chain, Operation
 from sentei.host.network.ir import Conv, Pads, Pool, Shape
 
 QUANTIZE_IT = "put a Quant node of at most 4 bits in between"

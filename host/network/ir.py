@@ -22,6 +22,7 @@ import numpy as np
 from sentei.overlay.errors import SenteiError
 from sentei.overlay.geometry import WIDE_BITS
 from sentei.overlay.instructions import NO_RESIDUAL
+from sentei.overlay.program import Doubt
 
 ACCUMULATOR_LIMIT = (1 << WIDE_BITS - 1) - 1  # every accumulator is smaller
 
@@ -139,6 +140,7 @@ class Network:
     output: str
     output_scale: np.ndarray
     output_offset: np.ndarray
+    doubts: tuple[Doubt, ...] = ()
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
         """Integers (..., C, H, W) of the output tensor to the model's float32 output of the same shape."""

@@ -248,6 +248,8 @@ def test_verify_finds_target_and_reference_equal(sentei, simulator, folder):
         "layers": len(network.ops),
         "bit_exact": True,
         "difference": None,
+        "meaning": "equal to the model's float32 execution for every input",
+        "doubts": [],
     }
 
 

@@ -4,8 +4,8 @@
       integer       float32   float32                                 integer
 
 The operations are what onnxruntime and qonnx execute, in graph order, each one correctly rounded in float32. Every one
-is monotone (rounding keeps order), hence so is the whole chain: `host/frontend/thresholds.py` turns it into thresholds
-by evaluating it, not by reasoning about it.
+is monotone (rounding keeps order), hence so is the whole chain: `host/arithmetic/thresholds.py` turns it into
+thresholds by evaluating it, not by reasoning about it. The same chain in real numbers is what its author means.
 
 Arrays inside a chain are (C, ...): channels first, then anything.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,16 @@ class Start:
     offset: np.ndarray  # float64 (C,): a bias that the model may add before its sum is complete
     error: np.ndarray  # float64 (C,)
 
+    def real(self, integers: np.ndarray) -> np.ndarray:
+        """The number that is meant, float64."""
+        return integers * per_channel(self.unit, integers) + per_channel(self.offset, integers)
+
+    def exact(self, integer: int, channel: int) -> Fraction:
+        return integer * Fraction(float(self.unit[channel])) + Fraction(float(self.offset[channel]))
+
     def __call__(self, integers: np.ndarray, side: int = 0) -> np.ndarray:
         """The smallest (side -1), nominal (0) or largest (1) number the model may have, float32."""
-        nominal = integers * per_channel(self.unit, integers) + per_channel(self.offset, integers)
+        nominal = self.real(integers)
         exact = nominal + side * per_channel(self.error, integers)
         rounded = exact.astype(np.float32)
         if not side:
@@ -106,6 +114,9 @@ class Scale:
     def __call__(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         return x * per_channel(self.factor, x)
 
+    def exact(self, x: Fraction, channel: int, residual: int) -> Fraction:
+        return x * Fraction(float(self.factor[channel]))
+
     def rises(self) -> np.ndarray:
         return self.factor >= 0
 
@@ -119,6 +130,9 @@ class Divide:
     def __call__(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         return x / per_channel(self.divisor, x)
 
+    def exact(self, x: Fraction, channel: int, residual: int) -> Fraction:
+        return x / Fraction(float(self.divisor[channel]))
+
     def rises(self) -> np.ndarray:
         return self.divisor >= 0
 
@@ -131,6 +145,9 @@ class Offset:
 
     def __call__(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         return x + per_channel(self.offset, x)
+
+    def exact(self, x: Fraction, channel: int, residual: int) -> Fraction:
+        return x + Fraction(float(self.offset[channel]))
 
     def rises(self) -> np.ndarray:
         return np.ones(len(self.offset), bool)
@@ -146,6 +163,10 @@ class Clamp:
     def __call__(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         return np.minimum(np.maximum(x, self.low), self.high)
 
+    def exact(self, x: Fraction, channel: int, residual: int) -> Fraction:
+        raised = x if np.isneginf(self.low) else max(x, Fraction(float(self.low)))
+        return raised if np.isposinf(self.high) else min(raised, Fraction(float(self.high)))
+
     def rises(self) -> np.ndarray:
         return np.ones(1, bool)
 
@@ -159,6 +180,12 @@ class AddTensor:
 
     def __call__(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         return x + self.chain(residual, np.zeros_like(residual))
+
+    def real(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        return x + self.chain.real(residual, np.zeros_like(residual))
+
+    def exact(self, x: Fraction, channel: int, residual: int) -> Fraction:
+        return x + self.chain.exact(residual, channel, 0)
 
     def rises(self) -> np.ndarray:
         return np.ones(1, bool)
@@ -182,6 +209,20 @@ class Chain:
                 x = operation(x, residual)
         return x
 
+    def real(self, integers: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """The number that is meant, up to float64's rounding, for accumulators and residual integers (C, ...)."""
+        x = self.start.real(integers)
+        for operation in self.operations:
+            x = operation.real(x, residual) if isinstance(operation, AddTensor) else operation(x, residual)
+        return x
+
+    def exact(self, integer: int, channel: int, residual: int) -> Fraction:
+        """The number that is meant, for one accumulator and residual integer of a channel."""
+        x = self.start.exact(integer, channel)
+        for operation in self.operations:
+            x = operation.exact(x, channel, residual)
+        return x
+
     def then(self, *operations: Operation) -> Chain:
         return Chain(self.start, self.operations + operations)
 
@@ -191,7 +232,7 @@ class Chain:
         return next((operation.tensor for operation in self.operations if isinstance(operation, AddTensor)), None)
 
     @property
-    def exact(self) -> bool:
+    def known(self) -> bool:
         """Whether the model's float numbers are known, not only bounded."""
         return not self.start.error.any()
 

@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sentei.host.arithmetic.float_chain import AddTensor, Chain, Quantizer
 from sentei.host.errors import InexactModel
-from sentei.host.frontend.float_chain import AddTensor, Chain, Quantizer
 from sentei.host.network.ir import Requantize, Tensor, residual_codes
 from sentei.host.network.lines import FREE, find
 from sentei.overlay.instructions import NO_RESIDUAL, THRESHOLDS
@@ -33,13 +33,25 @@ def requantize(
     op: str, chain: Chain, quantizer: Quantizer, low: np.ndarray, high: np.ndarray, residual: Tensor | None
 ) -> Requantize:
     """The `Requantize` of operator `op` for accumulators in low[c]..high[c]; raises `InexactModel` if there is none."""
-    integers = np.arange(residual.low, residual.high + 1) if residual else np.zeros(1, np.int64)
-    base = -8 if quantizer.signed else 0
+    integers = residual_integers(residual)
     descending = falls(op, chain, quantizer, low, high, integers)
-    smallest = smallest_reaching(chain, quantizer, low, high, integers, base, descending, -1)
-    if not chain.exact:
-        other = smallest_reaching(chain, quantizer, low, high, integers, base, descending, 1)
-        require_equal(op, smallest, other)
+    smallest, largest = (reaching_in_float(chain, quantizer, low, high, integers, descending, side) for side in (-1, 1))
+    require_equal(op, smallest, largest)
+    spec, exists = on_lines(smallest, low, high, descending, residual)
+    if not exists.all():
+        refuse(op, chain, quantizer, residual, exists)
+    return spec
+
+
+def residual_integers(residual: Tensor | None) -> np.ndarray:
+    """All values of a residual; 0 if there is none."""
+    return np.arange(residual.low, residual.high + 1) if residual else np.zeros(1, np.int64)
+
+
+def on_lines(
+    smallest: np.ndarray, low: np.ndarray, high: np.ndarray, descending: np.ndarray, residual: Tensor | None
+) -> tuple[Requantize, np.ndarray]:
+    """The `Requantize` that reaches the levels at `smallest` (C, 15, R), and whether each channel (C,) has one."""
     never, always = smallest > high[:, None, None], smallest <= low[:, None, None]
     first, last = always.sum(1), LEVELS - never.sum(1)  # (C, R): thresholds reached at either end
     lowest = np.where(descending, LEVELS - last.max(1), first.min(1))
@@ -48,9 +60,8 @@ def requantize(
     lines, exists = find(lower, upper)
     thresholds = lines.thresholds(NUMBERS)
     exists &= ((lower <= thresholds) & (thresholds <= upper)).all(1)
-    if not exists.all():
-        refuse(op, chain, quantizer, residual, exists)
-    return Requantize(thresholds, descending, lowest, highest - lowest, residual.name if residual else None)
+    name = residual.name if residual else None
+    return Requantize(thresholds, descending, lowest, highest - lowest, name), exists
 
 
 def bounds(
@@ -128,32 +139,54 @@ def falls(
     return (quantizer(last) < quantizer(first)).any(1)
 
 
-def smallest_reaching(
+def reaching_in_float(
     chain: Chain,
     quantizer: Quantizer,
     low: np.ndarray,
     high: np.ndarray,
     integers: np.ndarray,
-    base: int,
     descending: np.ndarray,
     side: int,
+) -> np.ndarray:
+    """`smallest_reaching` of the model's float32 numbers. `side` chooses the end of the interval in which its sum is
+    known to lie."""
+
+    def level(accumulators: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        return quantizer(chain(accumulators, residual, side))
+
+    return smallest_reaching(level, quantizer.signed, low, high, integers, descending)
+
+
+def smallest_reaching(
+    level: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    signed: bool,
+    low: np.ndarray,
+    high: np.ndarray,
+    integers: np.ndarray,
+    descending: np.ndarray,
 ) -> np.ndarray:
     """int64 (C, 15, R): the smallest accumulator that reaches step k when the residual is integers[r].
 
     high[c] + 1 stands for never. Reaching means level >= base + k + 1, or level <= base + 14 - k where descending.
-    `side` chooses the end of the interval in which the model's sum is known to lie.
+    `level(accumulators, residual)` are the levels of accumulators and residuals (C, 15, R).
     """
     shape = (len(low), LEVELS, len(integers))
     residual = np.broadcast_to(integers, shape)
-    rising_level = base + np.arange(1, LEVELS + 1)[None, :, None]
-    falling_level = base + LEVELS - np.arange(1, LEVELS + 1)[None, :, None]
+    wanted = levels_of_steps(signed, descending)[:, :, None]
     direction = descending[:, None, None]
 
     def reached(accumulators: np.ndarray) -> np.ndarray:
-        levels = quantizer(chain(accumulators, residual, side))
-        return np.where(direction, levels <= falling_level, levels >= rising_level)
+        levels = level(accumulators, residual)
+        return np.where(direction, levels <= wanted, levels >= wanted)
 
     return bisect(reached, np.broadcast_to(low[:, None, None], shape), np.broadcast_to(high[:, None, None] + 1, shape))
+
+
+def levels_of_steps(signed: bool, descending: np.ndarray) -> np.ndarray:
+    """int64 (C, 15): the level that each step reaches, from below or, where descending, from above."""
+    base = -8 if signed else 0
+    steps = np.arange(1, LEVELS + 1)
+    return np.where(descending[:, None], base + LEVELS - steps, base + steps)
 
 
 def bisect(reached: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -1,0 +1,132 @@
+"""The integer `Requantize` of a chain in real numbers: what the model's integers and scales mean, without rounding.
+
+It is for models whose float32 execution cannot be proven equal to any integer requantization: float32 rounds sums by an
+order that nobody promises, or lands on a tie by rounding. Then the meaning decides, and those sums for which float32
+execution may decide otherwise are counted (`Doubt`).
+
+Numbers are float64 first. Wherever one lies so near to a rounding tie or to an integer that float64's own rounding
+could matter, it is computed again as a fraction.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from sentei.host.arithmetic.float_chain import Chain, Quantizer
+from sentei.host.arithmetic.thresholds import (
+    levels_of_steps,
+    on_lines,
+    reaching_in_float,
+    refuse,
+    residual_integers,
+    smallest_reaching,
+)
+from sentei.host.errors import InexactModel
+from sentei.host.network.ir import Requantize, Tensor
+from sentei.overlay.program import Doubt
+
+NEAR = 1e-6  # in levels: much more than float64's rounding of sums below 2^24
+
+
+def requantize_as_meant(
+    op: str, chain: Chain, quantizer: Quantizer, low: np.ndarray, high: np.ndarray, residual: Tensor | None
+) -> tuple[Requantize, Doubt | None]:
+    """The `Requantize` of what is meant for accumulators in low[c]..high[c], and for how many of them float32 may
+    decide otherwise. `InexactModel` if the array cannot compute it."""
+    integers = residual_integers(residual)
+    descending = falls_as_meant(op, chain, quantizer, low, high, integers)
+    meant = reaching_as_meant(chain, quantizer, low, high, integers, descending)
+    spec, exists = on_lines(meant, low, high, descending, residual)
+    ties = np.zeros(len(low), np.int64)
+    if residual is not None and not exists.all():
+        # Ties are rounded to even levels, the array adds residuals of both parities: it rounds those of the rest up.
+        up = reaching_as_meant(chain, quantizer, low, high, integers, descending, ties_up=True)
+        raised, found = on_lines(up, low, high, descending, residual)
+        better = found & ~exists
+        spec = Requantize(
+            np.where(better[:, None], raised.thresholds, spec.thresholds),
+            np.where(better, raised.descending, spec.descending),
+            np.where(better, raised.low, spec.low),
+            np.where(better, raised.span, spec.span),
+            spec.residual,
+        )
+        ties = np.where(better, np.abs(up - meant).sum((1, 2)), 0)
+        meant = np.where(better[:, None, None], up, meant)
+        exists |= found
+    if not exists.all():
+        refuse(op, chain, quantizer, residual, exists)
+    sides = [reaching_in_float(chain, quantizer, low, high, integers, descending, side) for side in (-1, 1)]
+    first, last = np.minimum(np.minimum(*sides), meant), np.maximum(np.maximum(*sides), meant)
+    sums = np.maximum((last - first).sum((1, 2)), ties)
+    if not sums.any():
+        return spec, None
+    return spec, Doubt(op, int(sums.sum()), int((sums > 0).sum()), int(ties.sum()))
+
+
+def falls_as_meant(
+    op: str, chain: Chain, quantizer: Quantizer, low: np.ndarray, high: np.ndarray, integers: np.ndarray
+) -> np.ndarray:
+    """(C,) whether the level falls as the accumulator rises."""
+    residual = np.broadcast_to(integers, (len(low), len(integers)))
+    first, last = (chain.real(np.broadcast_to(end[:, None], residual.shape), residual) for end in (low, high))
+    undefined = np.flatnonzero(~(np.isfinite(first) & np.isfinite(last)).all(1))
+    if len(undefined):
+        raise InexactModel(f"{op}: channel {undefined[0]}: its numbers overflow: use constants of usual size")
+    return (quantizer(last) < quantizer(first)).any(1)
+
+
+def reaching_as_meant(
+    chain: Chain,
+    quantizer: Quantizer,
+    low: np.ndarray,
+    high: np.ndarray,
+    integers: np.ndarray,
+    descending: np.ndarray,
+    ties_up: bool = False,
+) -> np.ndarray:
+    """`smallest_reaching` of the real numbers; with `ties_up`, a number halfway between two levels is the upper one."""
+
+    def position(accumulators: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        return chain.real(accumulators, residual) / np.float64(quantizer.scale)
+
+    def level(accumulators: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        found = np.clip(position(accumulators, residual), quantizer.low, quantizer.high)
+        return (np.floor(found + 0.5) if ties_up else quantizer.rounding(found)).astype(np.int64)
+
+    smallest = smallest_reaching(level, quantizer.signed, low, high, integers, descending)
+    residual = np.broadcast_to(integers, smallest.shape)
+    wanted = np.broadcast_to(levels_of_steps(quantizer.signed, descending)[:, :, None], smallest.shape)
+    near = np.zeros(smallest.shape, bool)
+    for accumulators in (smallest - 1, smallest):
+        twice = 2 * position(accumulators, residual)
+        near |= np.abs(twice - np.round(twice)) < NEAR * np.maximum(1, np.abs(twice))
+    result = smallest.copy()
+    for channel, step, column in np.argwhere(near):
+        target, falling = int(wanted[channel, step, column]), bool(descending[channel])
+        where = (int(channel), int(integers[column]))
+
+        def reached(accumulator: int, target=target, falling=falling, where=where) -> bool:
+            exact = chain.exact(accumulator, *where) / Fraction(float(quantizer.scale))
+            found = level_of(exact, quantizer, ties_up)
+            return found <= target if falling else found >= target
+
+        value = int(smallest[channel, step, column])
+        while value > low[channel] and reached(value - 1):
+            value -= 1
+        while value <= high[channel] and not reached(value):
+            value += 1
+        result[channel, step, column] = value
+    return result
+
+
+def level_of(exact: Fraction, quantizer: Quantizer, ties_up: bool) -> int:
+    """The level of an exact number of levels. A rounding mode can only ask whether it is whole, halfway, or to which
+    side of halfway it lies: so a float of the same kind stands for it."""
+    clipped = min(max(exact, Fraction(quantizer.low)), Fraction(quantizer.high))
+    whole = math.floor(clipped)
+    rest = clipped - whole
+    kind = 0.0 if rest == 0 else 0.25 if rest < Fraction(1, 2) else 0.5 if rest == Fraction(1, 2) else 0.75
+    return whole + int(kind >= 0.5) if ties_up else int(quantizer.rounding(np.float64(whole + kind)))
