@@ -14,7 +14,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area performance ulx3s-12f ulx3s-85f resources bridge clean
+.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area zoo performance ulx3s-12f ulx3s-85f resources bridge clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ resources: setup ## cells of the Xilinx boards' SoCs by yosys, in some minutes: 
 
 bridge: setup ## 1,000 inferences over the serial bridge to a simulated SoC: reports/bridge.json
 	$(VENV)/bin/python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json
+
+zoo: setup ## try networks of others (SENTEI_ZOO=folder of .onnx files): reports/zoo.json, in some minutes
+	$(VENV)/bin/python scripts/zoo.py $(or $(SENTEI_ZOO),$(error SENTEI_ZOO must name a folder of .onnx files)) --output reports/zoo.json
 
 performance: setup ## cycles of the CIFAR-10 models and of a sweep over layers: reports/performance.md, in some minutes
 	$(VENV)/bin/python scripts/performance.py models/resnet*-c10-*.onnx --output reports/performance.md

@@ -33,6 +33,13 @@ GeometryName = Annotated[
 ]
 MemoryName = Annotated[str, typer.Option("--memory", help=f"model of main memory: {', '.join(MEMORY_MODELS)}")]
 Batch = Annotated[int | None, typer.Option(min=1, help="pictures of a job: more throughput, more latency")]
+InputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        help="integers in the model's input, if it does not say so: uint8, or int8:1/128 with what a step means",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="refuse a model whose float32 execution can decide otherwise by its rounding")
 ]
@@ -97,7 +104,7 @@ def is_program(path: Path) -> bool:
         return path.suffix == ".sentei"
 
 
-def read_model(path: Path, batch: int | None = None):
+def read_model(path: Path, batch: int | None = None, input: str | None = None):
     """Function from a geometry to the program in a file, or to the model in it compiled for `batch` pictures a job. The
     file is read at once."""
     if is_program(path):
@@ -108,7 +115,7 @@ def read_model(path: Path, batch: int | None = None):
     from sentei.host.compiler.compile import compile_network
     from sentei.host.frontend.importer import load
 
-    network, classes = load(path), classes_of(path)
+    network, classes = load(path, input=input), classes_of(path)
     return lambda geometry: compile_network(network, geometry, classes, batch or 1)
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from sentei.host.commands.console import (
     Batch,
     GeometryName,
+    InputOption,
     JsonFile,
     MemoryName,
     Model,
@@ -37,6 +38,7 @@ def compile_model(
     geometry: GeometryName = "32x32",
     batch: Batch = None,
     strict: Strict = False,
+    input: InputOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compile a QONNX model to a program file.
@@ -49,7 +51,7 @@ def compile_model(
     from sentei.host.compiler.compile import compile_network
     from sentei.host.frontend.importer import load
 
-    program = compile_network(load(model, strict), geometry_named(geometry), classes_of(model), batch or 1)
+    program = compile_network(load(model, strict, input), geometry_named(geometry), classes_of(model), batch or 1)
     output = output or model.with_suffix(".sentei")
     program.save(output)
     describe_program(program)
@@ -94,6 +96,7 @@ def run(
     target: Target = "sim",
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
+    input: InputOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Run pictures through a model and print the largest outputs of each."""
@@ -101,7 +104,7 @@ def run(
     from sentei.host.apps.measure import share
     from sentei.host.apps.pictures import read_pictures
 
-    program_for = read_model(model)
+    program_for = read_model(model, input=input)
     with opened(target, geometry, memory) as overlay:
         program = program_for(overlay.manifest.geometry)
         images = read_pictures(pictures, program)
@@ -138,6 +141,7 @@ def verify(
     memory: MemoryName = "zynq-hp",
     batch: Batch = None,
     strict: Strict = False,
+    input: InputOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare a target with the integer reference, on every element of every layer.
@@ -148,7 +152,7 @@ def verify(
     from sentei.host.compiler.compile import compile_network
     from sentei.host.frontend.importer import load
 
-    network = load(model, strict)
+    network = load(model, strict, input)
     with opened(target, geometry, memory) as overlay:
         program = compile_network(network, overlay.manifest.geometry, classes_of(model), batch or 1)
         overlay.load(program)
@@ -173,6 +177,7 @@ def bench(
     memory: MemoryName = "zynq-hp",
     chart: Annotated[Path | None, typer.Option(help="PNG (default: build/bench/MODEL.png)")] = None,
     batch: Batch = None,
+    input: InputOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Cycles of each layer beside its bound: surviving MACs / array size.
@@ -184,7 +189,7 @@ def bench(
     from sentei.host.apps.charts import cycles_chart
     from sentei.host.apps.measure import benchmark
 
-    program_for = read_model(model, batch)
+    program_for = read_model(model, batch, input)
     with opened(target, geometry, memory, results=False) as overlay:
         program = program_for(overlay.manifest.geometry)
         overlay.load(program)
@@ -216,6 +221,7 @@ def bench(
 def info(
     path: Annotated[Path, typer.Argument(help="program file (.sentei), QONNX model (.onnx) or overlay directory")],
     geometry: GeometryName = "32x32",
+    input: InputOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Describe a program, a model or an overlay."""
@@ -229,7 +235,7 @@ def info(
         return
     from sentei.host.apps.target import geometry_named
 
-    program = read_model(path)(geometry_named(geometry))
+    program = read_model(path, input=input)(geometry_named(geometry))
     describe_program(program)
     say(f"fingerprint {program.fingerprint:#010x}, {len(program.data)} bytes of instructions and weights")
     write_json(json_file, program_figures(program))

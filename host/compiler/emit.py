@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from sentei.host.compiler.epochs import overlap
 from sentei.host.compiler.pack import Streams, pack_entries
 from sentei.host.compiler.placement import Placement, last_uses
-from sentei.host.compiler.plan import StreamPlan, runs_since_address_was_used
+from sentei.host.compiler.plan import Run, StreamPlan, runs_since_address_was_used
 from sentei.host.compiler.schedule import Layer
 from sentei.host.compiler.tables import Tables
 from sentei.host.network.ir import Network
@@ -58,6 +58,8 @@ class Emitter:
         self.segments: list[bytes] = []
         self.data_bytes = geometry.instruction_words * LOAD_BITS // 8  # the instructions come first
         self.stream_loads: list[list[dict[str, int]]] = []  # of each run, fields of its LOADs
+        self.page_loads: list[list[dict[str, int]]] = []  # of each page of the channel tables, likewise
+        self.page: int | None = None  # that is loaded at this point of the program
         self.traced: list[TensorInfo] = []
         self.trace_bytes = 0
 
@@ -65,10 +67,14 @@ class Emitter:
         entry = len(self.instructions)
         for memory, entries in ((Memory.TILE, tables.tiles), (Memory.TAP, tables.taps), (Memory.MASK, tables.masks)):
             self._emit(Opcode.LOAD, **self._segment(memory, pack_entries(entries, memory, self.geometry)))
-        for unit, entries in enumerate(self.streams.channels):
-            if entries:
-                content = pack_entries(entries, Memory.CHANNEL, self.geometry)
-                self._emit(Opcode.LOAD, **self._segment(Memory.CHANNEL, content, units=1 << unit))
+        for page in self.streams.channels:
+            self.page_loads.append([])
+            for unit, entries in enumerate(page):
+                if entries:
+                    content = pack_entries(entries, Memory.CHANNEL, self.geometry)
+                    self.page_loads[-1].append(self._segment(Memory.CHANNEL, content, units=1 << unit))
+        if len(self.page_loads) == 1:
+            self._load_page(0)
         for index, (run, address) in enumerate(zip(self.plan.runs, self.plan.addresses, strict=True)):
             self.stream_loads.append(
                 [
@@ -86,7 +92,9 @@ class Emitter:
         entry = len(self.instructions)
         runs = self.plan.runs
         self._load_input()
+        self.page = None
         for index, run in enumerate(runs):
+            self._turn_page(run)
             if run.chunk:
                 since = runs_since_address_was_used(self.plan, index)
                 self._emit(Opcode.SYNC, units=Until.RUNS, count=since - 1)
@@ -105,7 +113,9 @@ class Emitter:
         entry = len(self.instructions)
         runs = self.plan.runs
         self._load_input()
+        self.page = None
         for index, run in enumerate(runs):
+            self._turn_page(run)
             self._emit(Opcode.SYNC, units=EVERYTHING)
             if run.chunk:
                 self._load_streams(index)
@@ -172,6 +182,19 @@ class Emitter:
             for name, other in self.placed.items()
             if overlap(source, other) and name != self.network.output
         )
+
+    def _load_page(self, page: int) -> None:
+        for fields in self.page_loads[page]:
+            self._emit(Opcode.LOAD, **fields)
+
+    def _turn_page(self, run: Run) -> None:
+        """Load the channel tables that a run needs, if there are several pages of them: when nobody uses them."""
+        page = self.streams.pages[run.layers[0]]
+        if len(self.page_loads) > 1 and page != self.page:
+            self._emit(Opcode.SYNC, units=EVERYTHING)
+            self._load_page(page)
+            self._emit(Opcode.SYNC, units=Until.LOADED)
+            self.page = page
 
     def _load_streams(self, run: int) -> None:
         for fields in self.stream_loads[run]:

@@ -103,11 +103,12 @@ class Packed:
 
 @dataclass
 class Streams:
-    """What the groups do: `tasks[layer][group]`; and what goes with it: entries of each requantizer's channel table,
-    and `corrections` (C,) of the wide output."""
+    """What the groups do: `tasks[layer][group]`; and what goes with it: `channels[page][requantizer]`, entries of each
+    requantizer's channel table, of which `pages[layer]` must be loaded; and `corrections` (C,) of the wide output."""
 
     tasks: list[list[list[Packed]]]
-    channels: list[list[int]]
+    channels: list[list[list[int]]]
+    pages: list[int]
     corrections: np.ndarray
 
 
@@ -131,7 +132,8 @@ class Packer:
         self.network, self.placed, self.tables, self.geometry = network, placed, tables, geometry
         self.streams = Streams(
             tasks=[],
-            channels=[[] for _ in range(geometry.requantizers)],
+            channels=[[[] for _ in range(geometry.requantizers)]],
+            pages=[],
             corrections=np.zeros(network.tensors[network.output].shape.channels, np.int64),
         )
         self.running = [LONG_AGO] * geometry.groups  # what each group's last task waited for
@@ -139,7 +141,7 @@ class Packer:
     def pack(self, layer: Layer, free: int) -> None:
         """Pack a layer that may overwrite what lies there from the epoch `free` on."""
         needed = np.maximum(layer.needed, free)
-        entries: dict[tuple[int, int], int] = {}
+        entries = self._channels(layer)
         self.streams.tasks.append(
             [self._group(group, tasks, layer, needed, entries) for group, tasks in enumerate(layer.shares)]
         )
@@ -156,7 +158,7 @@ class Packer:
         for number, task in enumerate(tasks):
             waits = waits_of(task, needed[task.tiles], layer.last, self.running[group], sections.first)
             self.running[group] = waits.epoch
-            channel = self._channel(task.block, layer.op, group // self.geometry.groups_per_requantizer, entries)
+            channel = entries[self._key(task.block, layer.op, group)]
             signals = sections.signals[group][number]
             tiles = tuple(
                 layer.tiles[tile].pack(epoch, signal)
@@ -167,22 +169,40 @@ class Packer:
             packed.append(pack_task(task, fields, waits, number == len(tasks) - 1, self.geometry))
         return packed
 
-    def _channel(self, block: Block, op: Conv | Pool, requantizer: int, entries: dict[tuple[int, int], int]) -> int:
-        """The first entry of a block in a requantizer's channel table; `entries` are those that the layer has there."""
-        if op.requantize is None:
-            joined = excess([by_nibble for _, by_nibble in block.passes[1:]])
-            self.streams.corrections[block.first : block.first + block.channels] = block.stored_bias + joined
-        key = (-1 if op.requantize is None else block.first, requantizer)
-        if key not in entries:
-            table = self.streams.channels[requantizer]
-            entries[key] = len(table)
-            table += entries_of(block, op, self.network, self.geometry)
-            if len(table) > self.geometry.channel_entries:
-                raise CapacityError(
-                    f"needs more than {self.geometry.channel_entries} channel_entries; use a geometry with "
-                    "more of them, or fewer output channels"
-                )
-        return entries[key]
+    def _key(self, block: Block, op: Conv | Pool, group: int) -> tuple[int, int]:
+        """What names the entries of a block: those of a wide output are all alike."""
+        return -1 if op.requantize is None else block.first, group // self.geometry.groups_per_requantizer
+
+    def _channels(self, layer: Layer) -> dict[tuple[int, int], int]:
+        """The first entry of each of a layer's blocks in the channel tables; begins a page if there is no room."""
+        op, geometry = layer.op, self.geometry
+        blocks: dict[tuple[int, int], list[int]] = {}
+        for group, tasks in enumerate(layer.shares):
+            for block in [task.block for task in tasks]:
+                if op.requantize is None:
+                    joined = excess([by_nibble for _, by_nibble in block.passes[1:]])
+                    self.streams.corrections[block.first : block.first + block.channels] = block.stored_bias + joined
+                key = self._key(block, op, group)
+                if key not in blocks:
+                    blocks[key] = entries_of(block, op, self.network, geometry)
+        wanted = [0] * geometry.requantizers
+        for (_, requantizer), entries in blocks.items():
+            wanted[requantizer] += len(entries)
+        if max(wanted) > geometry.channel_entries:
+            raise CapacityError(
+                f"needs more than {geometry.channel_entries} channel_entries; use a geometry with "
+                "more of them, or fewer output channels"
+            )
+        page = self.streams.channels[-1]
+        if any(len(page[unit]) + count > geometry.channel_entries for unit, count in enumerate(wanted)):
+            page = [[] for _ in range(geometry.requantizers)]
+            self.streams.channels.append(page)
+        self.streams.pages.append(len(self.streams.channels) - 1)
+        found = {}
+        for (first, requantizer), entries in blocks.items():
+            found[first, requantizer] = len(page[requantizer])
+            page[requantizer] += entries
+        return found
 
 
 def task_fields(op: Conv | Pool, task: Task, placed: dict[str, Placement], channel: int) -> tuple[dict, dict]:

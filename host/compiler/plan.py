@@ -102,7 +102,8 @@ def make_segments(streams: Streams, streamed: set[int]) -> list[Run]:
     for index in range(layers):
         last = index == layers - 1
         alone = index in streamed
-        ends = last or alone or index + 1 in streamed or index + 1 == layers - 1
+        turns = not last and streams.pages[index + 1] != streams.pages[index]
+        ends = last or alone or turns or index + 1 in streamed or index + 1 == layers - 1
         if ends:
             members = range(begin, index + 1)
             tasks = [[task for layer in members for task in streams.tasks[layer][group]] for group in groups]

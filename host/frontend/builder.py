@@ -18,6 +18,7 @@ from sentei.host.network.ir import (
     Conv,
     Pads,
     Pool,
+    Preprocessing,
     Shape,
     Tensor,
     accumulator_range,
@@ -37,9 +38,12 @@ class Builder:
     maxima: dict[Pool, str] = field(default_factory=dict)
     strict: bool = False  # refuse what float32 execution may decide otherwise
     doubts: list[Doubt] = field(default_factory=list)
+    preprocessing: Preprocessing | None = None
 
     def add_input(self, name: str, shape: Shape, quantizer: Quantizer, label: str, flat: bool) -> Activation:
-        self.tensors[name] = Tensor(name, shape, quantizer.bits, quantizer.signed, float(quantizer.scale))
+        self.tensors[name] = Tensor(
+            name, shape, quantizer.bits, quantizer.signed, float(quantizer.scale), quantizer.narrow
+        )
         return self.activation_of(name, label, flat)
 
     def activation_of(self, name: str, label: str, flat: bool) -> Activation:

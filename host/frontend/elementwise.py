@@ -10,14 +10,14 @@ import numpy as np
 from sentei.host.arithmetic.float_chain import AddTensor, Clamp, Divide, Offset, Scale
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.translator import Translator, channels_of
+from sentei.host.frontend.translator import RawInput, Translator, channels_of, is_constant
 from sentei.host.frontend.values import QUANTIZE_IT, Activation
 
 
-def add(translator: Translator, node: Node) -> Activation:
-    if not all(isinstance(translator.values[name], Activation) for name in node.inputs):
-        index = 0 if isinstance(translator.values[node.inputs[0]], Activation) else 1
-        activation = translator.bare_activation(node, index)
+def add(translator: Translator, node: Node) -> RawInput | Activation:
+    if any(is_constant(translator.values[name]) for name in node.inputs):
+        index = int(is_constant(translator.values[node.inputs[0]]))
+        activation = translator.operand(node, index)
         return activation.then(Offset(translator.per_channel(node, 1 - index, activation)))
     return add_residual(translator, node, translator.bare_activation(node, 0), translator.bare_activation(node, 1))
 
@@ -43,48 +43,48 @@ def add_residual(translator: Translator, node: Node, left: Activation, right: Ac
     return replace(main.then(AddTensor(residual.source, residual.chain)), label=str(node))
 
 
-def sub(translator: Translator, node: Node) -> Activation:
+def sub(translator: Translator, node: Node) -> RawInput | Activation:
     require_one_activation(translator, node)
-    if isinstance(translator.values[node.inputs[0]], Activation):
-        activation = translator.bare_activation(node)
+    if not is_constant(translator.values[node.inputs[0]]):
+        activation = translator.operand(node)
         return activation.then(Offset(-translator.per_channel(node, 1, activation)))
-    activation = translator.bare_activation(node, 1)
+    activation = translator.operand(node, 1)
     constant = translator.per_channel(node, 0, activation)
     # c - x and -x + c are the same float32 operation.
     return activation.then(Scale(np.full_like(constant, -1)), Offset(constant))
 
 
-def mul(translator: Translator, node: Node) -> Activation:
+def mul(translator: Translator, node: Node) -> RawInput | Activation:
     require_one_activation(translator, node)
-    index = 0 if isinstance(translator.values[node.inputs[0]], Activation) else 1
-    activation = translator.bare_activation(node, index)
+    index = int(is_constant(translator.values[node.inputs[0]]))
+    activation = translator.operand(node, index)
     return activation.then(Scale(translator.per_channel(node, 1 - index, activation)))
 
 
-def div(translator: Translator, node: Node) -> Activation:
+def div(translator: Translator, node: Node) -> RawInput | Activation:
     require_one_activation(translator, node)
-    if not isinstance(translator.values[node.inputs[0]], Activation):
+    if is_constant(translator.values[node.inputs[0]]):
         raise UnsupportedOperator(f"{node}: divides a constant by activations: only division by constants is supported")
-    activation = translator.bare_activation(node)
+    activation = translator.operand(node)
     divisor = translator.per_channel(node, 1, activation)
     if not divisor.all():
         raise UnsupportedAttribute(f"{node}: divides by zero: use finite constants")
     return activation.then(Divide(divisor))
 
 
-def neg(translator: Translator, node: Node) -> Activation:
-    activation = translator.bare_activation(node)
+def neg(translator: Translator, node: Node) -> RawInput | Activation:
+    activation = translator.operand(node)
     return activation.then(Scale(np.full(activation.shape.channels, -1, np.float32)))
 
 
 def require_one_activation(translator: Translator, node: Node) -> None:
-    if all(isinstance(translator.values[name], Activation) for name in node.inputs):
+    if not any(is_constant(translator.values[name]) for name in node.inputs):
         raise UnsupportedOperator(f"{node}: {node.op_type} of two activations is not supported: only Add is")
 
 
-def batch_normalization(translator: Translator, node: Node) -> Activation:
+def batch_normalization(translator: Translator, node: Node) -> RawInput | Activation:
     """y = x * factor + offset, with onnxruntime's own float32 rounding of both (on x86-64, which fuses no addition)."""
-    activation = translator.bare_activation(node)
+    activation = translator.operand(node)
     if node.attributes.get("training_mode", 0):
         raise UnsupportedAttribute(f"{node}: training_mode must be 0, not 1: export the model in evaluation mode")
     gamma, beta, mean, variance = (
@@ -97,21 +97,21 @@ def batch_normalization(translator: Translator, node: Node) -> Activation:
     return activation.then(Scale(parts[0]), Offset(parts[1]))
 
 
-def relu(translator: Translator, node: Node) -> Activation:
-    return translator.bare_activation(node).then(Clamp(np.float32(0), np.float32(np.inf)))
+def relu(translator: Translator, node: Node) -> RawInput | Activation:
+    return translator.operand(node).then(Clamp(np.float32(0), np.float32(np.inf)))
 
 
-def clip(translator: Translator, node: Node) -> Activation:
+def clip(translator: Translator, node: Node) -> RawInput | Activation:
     limits = []
     for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
         array = translator.array(node, index, name)
         limits.append(np.float32(node.attributes.get(name, default) if array is None else array.reshape(-1)[0]))
     if not limits[0] <= limits[1]:
         raise UnsupportedAttribute(f"{node}: min must not exceed max, not {limits[0]} and {limits[1]}")
-    return translator.bare_activation(node).then(Clamp(*limits))
+    return translator.operand(node).then(Clamp(*limits))
 
 
-HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {
+HANDLERS: dict[str, Callable[[Translator, Node], RawInput | Activation]] = {
     "Add": add,
     "BatchNormalization": batch_normalization,
     "Clip": clip,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from sentei.host.arithmetic.float_chain import Divide, Offset, Operation, Scale, is_power_of_two
+from sentei.host.arithmetic.float_chain import Divide, Offset, Operation, Quantizer, Scale, is_power_of_two
 from sentei.host.errors import (
     InexactModel,
     ModelFileError,
@@ -28,6 +28,7 @@ from sentei.host.errors import (
 )
 from sentei.host.frontend import elementwise, pools, products, quantizers, shapes
 from sentei.host.frontend.builder import Builder
+from sentei.host.frontend.inputs import input_type
 from sentei.host.frontend.model_file import Graph, read_graph
 from sentei.host.frontend.translator import Constant, RawInput, Translator
 from sentei.host.frontend.values import Activation
@@ -41,16 +42,23 @@ HANDLERS = elementwise.HANDLERS | pools.HANDLERS | products.HANDLERS | shapes.HA
 OUTPUT_REMEDY = "end the network with at most one Mul and one Add, or with a Quant node of at most 4 bits"
 
 
-def load(source: str | Path | onnx.ModelProto, strict: bool = False) -> Network:
+def load(source: str | Path | onnx.ModelProto, strict: bool = False, input: str | None = None) -> Network:
     """The integer network of a QONNX file, `ModelProto` or qonnx `ModelWrapper`; raises a `SenteiError`.
 
     It computes what the model means: its integers and scales in real numbers. Where float32 execution of the model
-    may decide otherwise, `Network.doubts` says so; `strict` refuses such a model (`InexactModel`).
+    may decide otherwise, `Network.doubts` says so; `strict` refuses such a model (`InexactModel`). `input` says which
+    integers the model's input holds if the model does not: "uint8", or "int8:1/128" with what one step means.
     """
     graph = read_graph(source)
     constants = {name: Constant(array) for name, array in graph.constants.items()}
     translator = Translator(graph.opsets, constants, HANDLERS, quantizers.HANDLERS, Builder(strict=strict))
-    translator.values[graph.input] = raw_input(graph)
+    raw = raw_input(graph)
+    translator.values[graph.input] = raw
+    said = input_type(input) if input else graph.input_type
+    if said is not None:
+        quantizer = Quantizer(np.float32(said.scale), said.bits, said.signed, False, np.round)
+        label = f"input {graph.input!r}"
+        translator.values[graph.input] = translator.builder.add_input(raw.name, raw.shape, quantizer, label, raw.flat)
     for node in graph.nodes:
         try:
             translator.translate(node)
@@ -66,7 +74,9 @@ def load(source: str | Path | onnx.ModelProto, strict: bool = False) -> Network:
         raise UnsupportedModel(f"{graph.name}: the output {graph.output!r} must come from a convolution or a pool")
     name, scale, offset = network_output(builder, output, graph.output)
     ops, doubts = tuple(builder.ops), tuple(builder.doubts)
-    return check(Network(graph.name, builder.tensors, ops, graph.input, name, scale, offset, doubts))
+    return check(
+        Network(graph.name, builder.tensors, ops, graph.input, name, scale, offset, doubts, builder.preprocessing)
+    )
 
 
 def raw_input(graph: Graph) -> RawInput:

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from sentei.host.errors import ModelFileError, UnsupportedModel, UnsupportedOperator
+from sentei.host.frontend.inputs import InputType, input_type
 
-OPSETS = range(9, 24)
+OPSETS = range(7, 26)
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 
@@ -49,6 +51,7 @@ class Graph:
     input_shape: tuple[int | None, ...]
     output: str
     opsets: tuple[onnx.OperatorSetIdProto, ...]
+    input_type: InputType | None = None  # of the integers that the file says the input holds
 
 
 def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
@@ -62,7 +65,8 @@ def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
         model, name = inner, inner.graph.name or "model"
     check_opset(name, model)
     constants = read_constants(name, model)
-    inputs = [value for value in model.graph.input if value.name not in constants]
+    read = {value for node in model.graph.node for value in node.input}
+    inputs = [value for value in model.graph.input if value.name not in constants and value.name in read]
     for what, values in (("input", inputs), ("output", model.graph.output)):
         if len(values) != 1:
             names = ", ".join(repr(value.name) for value in values) or "none"
@@ -74,8 +78,19 @@ def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
     nodes = live_nodes([read_node(proto) for proto in model.graph.node], output)
     check_connected(name, nodes, {inputs[0].name, *constants}, output)
     dims = inputs[0].type.tensor_type.shape.dim
+    opsets = tuple(model.opset_import)
     shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims)
-    return Graph(name, nodes, constants, inputs[0].name, shape, output, tuple(model.opset_import))
+    return Graph(name, nodes, constants, inputs[0].name, shape, output, opsets, annotated(model, inputs[0].name))
+
+
+def annotated(model: onnx.ModelProto, name: str) -> InputType | None:
+    """The integers that FINN's annotation names for a tensor, if it does."""
+    for annotation in model.graph.quantization_annotation:
+        if annotation.tensor_name == name:
+            for entry in annotation.quant_parameter_tensor_names:
+                if entry.key == "finn_datatype" and entry.value.lower().startswith(("int", "uint")):
+                    return input_type(entry.value)
+    return None
 
 
 def read_file(path: Path) -> onnx.ModelProto:
@@ -87,7 +102,7 @@ def read_file(path: Path) -> onnx.ModelProto:
         raise ModelFileError(f"{path}: is a directory, not an ONNX file: {remedy}")
     try:
         model = onnx.load(path)
-    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
+    except (DecodeError, ParseError, ValueError, OSError, onnx.checker.ValidationError) as error:
         raise ModelFileError(f"{path}: not a readable ONNX file ({error}): {remedy}") from error
     if not model.graph.node:
         raise ModelFileError(f"{path}: not an ONNX model, it holds no operators: {remedy}")

@@ -5,15 +5,18 @@ activations end an accumulator.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from qonnx.custom_op.general.intquant import resolve_rounding_mode
 
 from sentei.host.arithmetic.float_chain import Quantizer
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
+from sentei.host.frontend.inputs import preprocessing
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.translator import Constant, RawInput, Translator, Value
+from sentei.host.frontend.translator import Constant, RawInput, Translator, Value, required
 from sentei.host.frontend.values import Activation
+from sentei.host.network.ir import Preprocessing
 
 
 def quant(translator: Translator, node: Node) -> Value:
@@ -44,14 +47,33 @@ def quantize(translator: Translator, node: Node, source: RawInput | Activation, 
         return quantize_input(translator, node, source, quantizer)
     activation = translator.bare_activation(node)
     tensor = translator.builder.tensors[activation.source]
+    levels = np.arange(tensor.low, tensor.high + 1)
     if activation.plain:
-        levels = np.arange(tensor.low, tensor.high + 1)
         same_values = np.array_equal(quantizer(levels.astype(np.float32) * np.float32(tensor.scale)), levels)
         if same_values and quantizer.scale == np.float32(tensor.scale):
             return activation
+    if renames_input(translator, activation, quantizer, levels):
+        return translator.builder.activation_of(tensor.name, str(node), activation.flat)
     if quantizer.bits > 4:
         raise UnsupportedBitWidth(f"{node}: activations must have at most 4 bits, not {quantizer.bits}: quantize to 4")
     return translator.builder.quantize(activation, quantizer, node.outputs[0], node)
+
+
+def renames_input(translator: Translator, activation: Activation, quantizer: Quantizer, levels: np.ndarray) -> bool:
+    """Whether a Quant node gives the network's input, so far unused, another scale and nothing else; then it has it."""
+    builder, name = translator.builder, activation.source
+    tensor = builder.tensors[name]
+    if builder.ops or activation.op is not None or activation.maximum is not None or activation.chain.residual:
+        return False
+    channels = np.broadcast_to(levels, (tensor.shape.channels, len(levels)))
+    moved = quantizer(activation.chain(channels, np.zeros_like(channels)))
+    if quantizer.bits > 8 or not np.array_equal(moved, channels):
+        return False
+    if builder.preprocessing is None:
+        step = (tensor.scale,) * tensor.shape.channels
+        builder.preprocessing = Preprocessing(step, (0.0,) * tensor.shape.channels)
+    builder.tensors[name] = replace(tensor, scale=float(quantizer.scale))
+    return True
 
 
 def quantize_input(translator: Translator, node: Node, source: RawInput, quantizer: Quantizer) -> Activation:
@@ -59,8 +81,8 @@ def quantize_input(translator: Translator, node: Node, source: RawInput, quantiz
         raise UnsupportedBitWidth(f"{node}: the input must have at most 8 bits, not {quantizer.bits}: quantize to 8")
     if source.name in translator.builder.tensors:
         raise UnsupportedOperator(f"{node}: the graph's input is quantized in two ways: use one Quant node on it")
-    if quantizer.narrow:
-        raise UnsupportedAttribute(f"{node}: narrow must be 0, not 1, on the graph's input: use the whole range")
+    builder = translator.builder
+    builder.preprocessing = preprocessing(source.operations, quantizer, source.shape.channels, str(node))
     return translator.builder.add_input(source.name, source.shape, quantizer, str(node), source.flat)
 
 
@@ -99,4 +121,28 @@ def quantized_constant(
     return Constant((levels * scales).astype(np.float32), levels.astype(np.int64), scales, bits)
 
 
-HANDLERS: dict[str, Callable[[Translator, Node], Value]] = {"Quant": quant, "IntQuant": quant}
+def bipolar(x: np.ndarray) -> np.ndarray:
+    """-1 below 0, else 1."""
+    return np.where(np.asarray(x) >= 0, 1.0, -1.0)
+
+
+def bipolar_quant(translator: Translator, node: Node) -> Value:
+    """BipolarQuant: a sign times a scale, which takes two signed bits here."""
+    source = translator.values[node.inputs[0]]
+    scale = required(translator.array(node, 1, "scale"), "scale").astype(np.float32)
+    if not scale.size or not (np.isfinite(scale) & (scale > 0)).all():
+        raise MissingScale(f"{node}: scale must be positive, not {scale.min(initial=0)}: calibrate the quantizer")
+    if isinstance(source, Constant):
+        return quantized_constant(node, source.values, scale, 2, True, True, bipolar)
+    if (scale != scale.flat[0]).any():
+        raise UnsupportedAttribute(
+            f"{node}: an activation's scale must be one number, not {scale.size} of them: quantize per tensor"
+        )
+    return quantize(translator, node, source, Quantizer(np.float32(scale.flat[0]), 2, True, True, bipolar))
+
+
+HANDLERS: dict[str, Callable[[Translator, Node], Value]] = {
+    "Quant": quant,
+    "IntQuant": quant,
+    "BipolarQuant": bipolar_quant,
+}

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import onnx
 
-from sentei.host.arithmetic.float_chain import Chain, start_of_sum
+from sentei.host.arithmetic.float_chain import Chain, Operation, start_of_sum
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.builder import Builder
 from sentei.host.frontend.model_file import STANDARD_DOMAINS, Node, evaluate
@@ -26,12 +26,12 @@ from sentei.overlay.geometry import WIDE_BITS
 T = TypeVar("T")
 QUANT_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 QUANTIZED_CONSTANTS = ("QuantizeLinear", "DequantizeLinear")  # not folded, so that errors name them
-BEFORE_QUANT = ("Dropout", "Flatten", "Identity", "Reshape", "Shape")
+PREPROCESSING = ("Add", "BatchNormalization", "Clip", "Div", "Mul", "Neg", "Relu", "Sub")
+BEFORE_QUANT = ("Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze", *PREPROCESSING)
 KEEP_QUANTIZATION = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 CONVERT = "convert the model with qonnx.transformation.qcdq_to_qonnx.QCDQToQuant"
 REMEDIES = {
     "ArgMax": "leave it out and take the index on the host",
-    "BipolarQuant": "use a Quant node of 2 or more bits",
     "Concat": "use residual additions instead",
     "ConvTranspose": "use Conv with strides",
     "DequantizeLinear": CONVERT,
@@ -60,12 +60,16 @@ class Constant:
 
 @dataclass(frozen=True)
 class RawInput:
-    """The graph's input before its Quant node."""
+    """The graph's input before its Quant node, and the float operations on it so far: its preprocessing."""
 
     name: str
     shape: Shape
     flat: bool
     batch: int
+    operations: tuple[Operation, ...] = ()
+
+    def then(self, *operations: Operation) -> RawInput:
+        return replace(self, operations=self.operations + operations)
 
 
 Value: TypeAlias = Constant | RawInput | Activation
@@ -123,8 +127,9 @@ class Translator:
         raw = next((value for value in inputs if isinstance(value, RawInput)), None)
         if raw is not None and node.op_type not in BEFORE_QUANT:
             raise MissingScale(
-                f"{node}: reads the graph's input {raw.name!r}, which is not quantized: put a Quant node of at most "
-                "8 bits right after the input, and any normalization of pictures into the first layer"
+                f"{node}: reads the graph's input {raw.name!r}, and the model does not say which integers that holds: "
+                "say it, as --input uint8, or --input int8:1/128 with what one step means, or put a Quant node of at "
+                "most 8 bits before this node"
             )
 
     # Constants
@@ -157,6 +162,11 @@ class Translator:
         if not isinstance(value, Activation):
             raise UnsupportedOperator(f"{node}: input {index} must be activations, not a constant: swap the operands")
         return value
+
+    def operand(self, node: Node, index: int = 0) -> RawInput | Activation:
+        """What an elementwise operator works on: activations, or the graph's input while it is preprocessed."""
+        value = self.values[node.inputs[index]]
+        return value if isinstance(value, RawInput) else self.bare_activation(node, index)
 
     def bare_activation(self, node: Node, index: int = 0) -> Activation:
         """The activations at an input of a node into which padding cannot be merged."""
@@ -195,7 +205,7 @@ class Translator:
         start = start_of_sum(source.scale, scale, magnitude, terms, bias)
         return Activation(activation.source, shape, Chain(start), str(node), op, flat=activation.flat)
 
-    def per_channel(self, node: Node, index: int, activation: Activation) -> np.ndarray:
+    def per_channel(self, node: Node, index: int, activation: RawInput | Activation) -> np.ndarray:
         """The constant operand of an elementwise operation as float32 (C,)."""
         what = f"operand {index}"
         return channels_of(node, required(self.array(node, index, what), what), activation)
@@ -227,7 +237,7 @@ def resolve_pads(node: Node, shape: Shape, kernel: tuple[int, int], strides: tup
     return Pads(*before, *after)
 
 
-def channels_of(node: Node, array: np.ndarray, activation: Activation) -> np.ndarray:
+def channels_of(node: Node, array: np.ndarray, activation: RawInput | Activation) -> np.ndarray:
     """A constant that broadcasts against an activation, as float32 (C,); refuses one that varies over the map."""
     size = (1, math.prod(activation.shape)) if activation.flat else (1, *activation.shape)
     try:

@@ -60,14 +60,15 @@ class Tensor:
     bits: int
     signed: bool
     scale: float = 1.0
+    narrow: bool = False  # without the lowest (or, unsigned, the highest) of its integers
 
     @property
     def low(self) -> int:
-        return -(1 << (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
 
     @property
     def high(self) -> int:
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1 - self.narrow
 
 
 WIDE = 32
@@ -125,6 +126,19 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What an integer of the network's input stands for in the model's own input: level * step[c] + first[c]."""
+
+    step: tuple[float, ...]
+    first: tuple[float, ...]
+
+    def floats(self, levels: np.ndarray) -> np.ndarray:
+        """float32 of integers (C, ...)."""
+        shape = (-1, *(1,) * (levels.ndim - 1))
+        return (levels * np.reshape(self.step, shape) + np.reshape(self.first, shape)).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Network:
     """A whole network. `input_scale` belongs to the input tensor; the float32 output of the model is
 
@@ -141,6 +155,13 @@ class Network:
     output_scale: np.ndarray
     output_offset: np.ndarray
     doubts: tuple[Doubt, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+    def model_input(self, images: np.ndarray) -> np.ndarray:
+        """The float32 input of the model (N, C, H, W) that integer images (N, C, H, W) stand for."""
+        if self.preprocessing is None:
+            return (images * np.float32(self.tensors[self.input].scale)).astype(np.float32)
+        return self.preprocessing.floats(images.swapaxes(0, 1)).swapaxes(0, 1)
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
         """Integers (..., C, H, W) of the output tensor to the model's float32 output of the same shape."""

@@ -25,7 +25,7 @@ from sentei.overlay.image import ALIGNMENT_BYTES, HEADER_BYTES, WORDS, memory_im
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 NAMES = ("cat", "dog", "bird", "fish", "cow")
-DEMO_PICTURES = 24
+DEMO_PICTURES = 8
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ NARROW = Geometry(
 )  # eight result buses that contend for two memory banks
 LAYER_GEOMETRIES = {name: PRESETS[name] for name in ("8x8", "16x16", "32x32")} | {"odd": ODD, "narrow": NARROW}
 
-SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512)
+SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512, channel_entries=64)  # tables that are loaded in turn
 NETWORK_GEOMETRIES = {
     "8x8": PRESETS["8x8"],
     "portable": PRESETS["8x8"],

@@ -15,6 +15,6 @@ def execute(model: onnx.ModelProto, network: Network, images: np.ndarray) -> np.
     """The model's own float output (N, features) for integer images, by qonnx."""
     wrapper = ModelWrapper(model).transform(InferShapes())
     shape = wrapper.get_tensor_shape(model.graph.input[0].name)
-    floats = (images * np.float32(network.tensors[network.input].scale)).astype(np.float32).reshape(shape)
+    floats = network.model_input(images).reshape(shape)
     output = execute_onnx(wrapper, {model.graph.input[0].name: floats})[model.graph.output[0].name]
     return output.reshape(len(images), -1)

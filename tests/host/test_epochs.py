@@ -101,13 +101,13 @@ class Machine:
 
     def execute(self, instruction: dict) -> None:
         words = set(range(instruction["address"], instruction["address"] + instruction["count"]))
-        if instruction["opcode"] == Opcode.LOAD and instruction["memory"] == Memory.STREAM:
+        if instruction["opcode"] == Opcode.LOAD and instruction["memory"] != Memory.ACTIVATION:
             self.load(instruction)
         elif instruction["opcode"] == Opcode.LOAD:
             assert self.wait is not None
             self.loads.append((self.wait, words))
         elif instruction["opcode"] == Opcode.STORE:
-            assert signed(instruction["epoch"]) == self.epochs[0], "a result is stored when its last phase is passed"
+            assert signed(instruction["epoch"]) == self.epochs[0], "a result is stored when its last section is passed"
             self.stores.append(words)
         elif instruction["opcode"] == Opcode.SYNC:
             if instruction["units"] & Until.EPOCH:

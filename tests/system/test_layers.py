@@ -19,7 +19,7 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.registers import PROFILE_CAUSES
 
-LAYERS = {"8x8": (80, 2000), "16x16": (60, 2000), "32x32": (60, 2000), "odd": (40, 1000), "narrow": (40, 1000)}
+LAYERS = {"8x8": (50, 2000), "16x16": (40, 2000), "32x32": (40, 2000), "odd": (30, 1000), "narrow": (30, 1000)}
 
 
 @pytest.fixture(scope="module")

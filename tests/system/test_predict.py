@@ -1,6 +1,6 @@
 """The engine's control alone spends the cycles of the whole engine: each picture's, and in the profile each cause's.
 
-200 random networks and all models of the repository, on both memories' models, a third with random stalls.
+Random networks and all models of the repository, on both memories' models, a third with random stalls.
 """
 
 from pathlib import Path
@@ -24,10 +24,10 @@ from sentei.overlay.errors import InputError
 from sentei.overlay.geometry import PRESETS
 
 NETWORKS = {
-    ("8x8", "zynq-hp"): (120, 1000),
-    ("8x8", "ulx3s-sdram"): (40, 500),
-    ("32x32", "zynq-hp"): (25, 300),
-    ("streamed", "zynq-hp"): (15, 300),
+    ("8x8", "zynq-hp"): (80, 1000),
+    ("8x8", "ulx3s-sdram"): (25, 500),
+    ("32x32", "zynq-hp"): (15, 300),
+    ("streamed", "zynq-hp"): (10, 300),
 }
 MODELS = sorted((Path(__file__).resolve().parents[2] / "models").glob("*.onnx"))
 PICTURES = 4  # two or three under way at any time
