@@ -139,7 +139,7 @@ def test_packed_sums_stay_apart_wherever_their_fields_end(bits):
 
 def test_a_proof_fails_for_a_wrong_cell(wrong):
     with pytest.raises(BuildError, match="proof did fail"):
-        prove_equal(wrong(COLUMN), "proof-wrong")
+        prove_equal(wrong(PIECE), "proof-wrong")
 
 
 def test_a_piece_equals_the_portable_form_for_every_input_and_for_random_steps(wrong):

@@ -24,8 +24,8 @@ from sentei.overlay.errors import InputError
 from sentei.overlay.geometry import PRESETS
 
 NETWORKS = {
-    ("8x8", "zynq-hp"): (80, 1000),
-    ("8x8", "ulx3s-sdram"): (25, 500),
+    ("8x8", "zynq-hp"): (60, 1000),
+    ("8x8", "ulx3s-sdram"): (20, 500),
     ("32x32", "zynq-hp"): (15, 300),
     ("streamed", "zynq-hp"): (10, 300),
 }
