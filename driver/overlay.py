@@ -35,18 +35,21 @@ NOT_LOADED = "a program must be loaded before it can run: call load(program)"
 
 
 class Outputs(np.ndarray):
-    """int32 (N, C, H, W), or (C, H, W) from `stream`; `logits` are the model's own float32 outputs.
+    """int32 (N, C, H, W), or (C, H, W) from `stream`; `logits` are the float32 numbers behind the model's last layer.
 
-    `logits` has the same shape, without height and width where both are 1.
+    `logits` has the same shape, without height and width where both are 1. `model` is the model's own output, (N, ...),
+    or without N from `stream`: the same numbers in the model's shape, after what it computes of them (a softmax, say).
     """
 
     logits: np.ndarray
+    model: np.ndarray
 
     @staticmethod
     def of(program: Program, data: np.ndarray, count: int) -> Outputs:
         """The first `count` pictures' from uint8 (jobs, output_bytes)."""
         outputs = program.unpack_output(data)[:count].view(Outputs)
         outputs.logits = program.dequantize(np.asarray(outputs))
+        outputs.model = program.model_output(np.asarray(outputs))
         if outputs.shape[2:] == (1, 1):
             outputs.logits = outputs.logits[:, :, 0, 0]
         return outputs
@@ -54,7 +57,7 @@ class Outputs(np.ndarray):
     def single(self, number: int) -> Outputs:
         """One picture's, without the axis of pictures."""
         outputs = np.asarray(self)[number].view(Outputs)
-        outputs.logits = self.logits[number]
+        outputs.logits, outputs.model = self.logits[number], self.model[number]
         return outputs
 
 

@@ -11,8 +11,8 @@ whole words of `lanes` pixels, and phases follow one another:
 
 All tensors of a network share one pitch, so a window's coordinate is one offset in pixels, whatever the tile.
 A batch of pictures lies like one high picture: in each phase, the next one begins `picture_pitch` pixels later.
-Signed values are stored offset by half their range (-8 becomes 0). Values wider than a nibble occupy several planes,
-lowest nibble first; so do the sums of a wide output.
+Signed values are stored offset by half their range (-8 becomes 0), and all by their zero point. Values wider than a
+nibble occupy several planes, lowest nibble first; so do the sums of a wide output.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class PlaneLayout:
     stride: int
     pictures: int = 1
     picture_pitch: int = 0
+    zero_point: int = 0
 
     @property
     def nibbles(self) -> int:
@@ -72,13 +73,13 @@ class PlaneLayout:
 
     @property
     def bias(self) -> int:
-        """What is added to a value before it is stored: half the range of its nibbles if it is signed."""
-        return 1 << (4 * self.nibbles - 1) if self.signed else 0
+        """What is added to a value before it is stored: half the range of its nibbles if it is signed, zero point."""
+        return (1 << (4 * self.nibbles - 1) if self.signed else 0) + self.zero_point
 
     @property
     def low(self) -> int:
         """Smallest value."""
-        return -(1 << (self.bits - 1)) if self.signed else 0
+        return (-(1 << (self.bits - 1)) if self.signed else 0) - self.zero_point
 
     @property
     def high(self) -> int:
@@ -121,7 +122,10 @@ class PlaneLayout:
         return codes.reshape(-1, self.channels, self.height, self.width).astype(np.int32)
 
     def to_dict(self) -> dict:
-        return dict(self.__dict__, modulus=list(self.modulus))
+        values = dict(self.__dict__, modulus=list(self.modulus))
+        if not self.zero_point:
+            del values["zero_point"]
+        return values
 
     @staticmethod
     def from_dict(values: dict) -> PlaneLayout:

@@ -28,6 +28,7 @@ from sentei.overlay.errors import InputError, ProgramError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import FORMAT_VERSION, fingerprint
 from sentei.overlay.layout import PlaneLayout
+from sentei.overlay.tail import OutputTail
 
 MAGIC = b"SENTEI\r\n"
 PREFIX = struct.Struct("<8sIIQ32s")
@@ -115,6 +116,7 @@ class Program:
     layers: tuple[LayerInfo, ...]
     classes: tuple[str, ...] = field(default=())
     doubts: tuple[Doubt, ...] = field(default=())
+    tail: OutputTail | None = None  # None: the model has its output as (N, C, H, W), or flat
 
     @property
     def fingerprint(self) -> int:
@@ -172,10 +174,15 @@ class Program:
         return self.output.read(data, self.geometry.word_bytes)
 
     def dequantize(self, integers: np.ndarray) -> np.ndarray:
-        """int32 (N, C, H, W) to the model's float32 output."""
+        """int32 (N, C, H, W) to the float32 numbers that the model has behind its last layer."""
         scale = np.array(self.output_scale, np.float32)[:, None, None]
         offset = np.array(self.output_offset, np.float32)[:, None, None]
         return integers.astype(np.float32) * scale + offset
+
+    def model_output(self, integers: np.ndarray) -> np.ndarray:
+        """int32 (N, C, H, W) to the model's own output, (N, ...): `dequantize`, then what the host computes."""
+        numbers = self.dequantize(integers)
+        return numbers if self.tail is None else self.tail(numbers)
 
     def header(self) -> dict:
         """Everything but the data, as JSON can hold it."""
@@ -187,8 +194,10 @@ class Program:
         values["trace_tensors"] = [_tensor_to_dict(t) for t in self.trace_tensors]
         values["layers"] = [layer.__dict__ for layer in self.layers]
         values["doubts"] = [doubt.__dict__ for doubt in self.doubts]
-        if not self.doubts:
-            del values["doubts"]
+        values["tail"] = self.tail and self.tail.to_dict()
+        for name in ("doubts", "tail"):
+            if not values[name]:
+                del values[name]
         return values
 
     def to_bytes(self) -> bytes:
@@ -246,6 +255,8 @@ class Program:
             values["trace_tensors"] = tuple(_tensor_from_dict(t) for t in values["trace_tensors"])
             values["layers"] = tuple(LayerInfo(**layer) for layer in values["layers"])
             values["doubts"] = tuple(Doubt(**doubt) for doubt in values.get("doubts", ()))
+            if "tail" in values:
+                values["tail"] = OutputTail.from_dict(values["tail"])
             for name in ("output_scale", "output_offset", "classes"):
                 values[name] = tuple(values[name])
             program = Program(data=content[PREFIX.size + header_bytes :], **values)
@@ -266,7 +277,9 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
     layouts = [program.input, *(tensor.layout for tensor in (program.output, *program.trace_tensors))]
     numbers = {name: getattr(program, name) for name in sizes} | {"fingerprint": fingerprint}
     for layout in layouts:
-        numbers |= {name: value for name, value in layout.__dict__.items() if name not in ("modulus", "signed")}
+        if type(layout.zero_point) is not int:
+            raise ValueError(f"zero_point must be a number, not {layout.zero_point!r}")
+        numbers |= {k: v for k, v in layout.__dict__.items() if k not in ("modulus", "signed", "zero_point")}
         for name, value in numbers.items():
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name} must be a number, not {value!r}")
@@ -279,6 +292,9 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
         for tensor in tensors:
             if tensor.offset_bytes < 0 or tensor.offset_bytes + tensor.layout.words * word_bytes > room:
                 raise ValueError(f"tensor {tensor.name!r} does not lie in its {room} bytes")
+    if program.tail is not None:
+        output = program.output.layout
+        program.tail(np.zeros((1, output.channels, output.height, output.width), np.float32))
 
 
 def _tensor_to_dict(tensor: TensorInfo) -> dict:

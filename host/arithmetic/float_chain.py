@@ -12,8 +12,9 @@ Arrays inside a chain are (C, ...): channels first, then anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 FLOAT32_UNIT_ROUNDOFF = 2.0**-24
 SMALLEST_NORMAL = 2.0**-126
+NEAR = 1e-6  # much more than float64's rounding of sums below 2^24
 EXACT_LIMIT = 1 << 24  # integers up to here, times a power of two, are float32 numbers
 
 
@@ -239,23 +241,107 @@ class Chain:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A QONNX Quant node's way from float32 to an integer level: divide, clip, round."""
+    """A QONNX Quant node's way from float32 to an integer level: divide, add the zero point, clip, round, subtract it.
+
+    Levels are what the model multiplies by the scale: without the zero point. `late` if it is added after rounding, as
+    QuantizeLinear does. Numbers are rounded to 1/`fraction` of a level first, as Trunc does; `worth` is what a level
+    counts afterwards, if it is not the scale.
+    """
 
     scale: np.float32
     bits: int
     signed: bool
     narrow: bool
     rounding: Callable[[Any], Any]
+    zero_point: int = 0
+    late: bool = False
+    fraction: int = 1
+    worth: float | None = None
 
     @property
     def low(self) -> int:
-        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
+        return (-(1 << (self.bits - 1)) + self.narrow if self.signed else 0) - self.zero_point
 
     @property
     def high(self) -> int:
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1 - self.narrow
+        highest = (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1 - self.narrow
+        return highest - self.zero_point
+
+    @property
+    def bias(self) -> int:
+        """What is added to a level of at most 4 bits where it is stored."""
+        return (8 if self.signed else 0) + self.zero_point
+
+    @property
+    def shift(self) -> int:
+        """What is added before rounding."""
+        return 0 if self.late else self.zero_point
+
+    def round(self, positions: np.ndarray) -> np.ndarray:
+        """Levels, as floats, of numbers divided by the scale."""
+        if self.fraction > 1:
+            positions = np.round(positions * positions.dtype.type(self.fraction)) / positions.dtype.type(self.fraction)
+        shift = positions.dtype.type(self.shift)
+        return self.rounding(np.clip(positions + shift, self.low + shift, self.high + shift)) - shift
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Levels, as int64, of float32 numbers."""
-        levels = np.minimum(np.maximum(x / self.scale, np.float32(self.low)), np.float32(self.high))
-        return self.rounding(levels).astype(np.int64)
+        """Levels, as int64, of float32 numbers (C, ...)."""
+        return self.round(x / self.scale).astype(np.int64)
+
+    def as_meant(self, numbers: np.ndarray, ties_up: bool = False) -> np.ndarray:
+        """Levels, as int64, of real numbers (C, ...) in float64; with `ties_up`, one halfway between two levels is the
+        upper one."""
+        positions = numbers / np.float64(self.scale)
+        if ties_up:
+            return np.clip(np.floor(positions + 0.5), self.low, self.high).astype(np.int64)
+        return self.round(positions).astype(np.int64)
+
+    def near(self, numbers: np.ndarray) -> np.ndarray:
+        """Whether numbers (C, ...) lie so near to where a level may begin that float64's own rounding could matter."""
+        twice = 2 * self.fraction * (numbers / np.float64(self.scale))
+        return np.abs(twice - np.round(twice)) < NEAR * np.maximum(1, np.abs(twice))
+
+    def exact(self, number: Fraction, channel: int, ties_up: bool = False) -> int:
+        """`as_meant` of an exact number.
+
+        A rounding mode can only ask whether a number is whole, halfway, or to which side of halfway it lies: so a float
+        of the same kind stands for it.
+        """
+        position = number / Fraction(float(self.scale))
+        if self.fraction > 1:
+            position = Fraction(round(position * self.fraction), self.fraction)
+        clipped = min(max(position, Fraction(self.low)), Fraction(self.high)) + self.shift
+        whole = math.floor(clipped)
+        rest = clipped - whole
+        kind = 0.0 if rest == 0 else 0.25 if rest < Fraction(1, 2) else 0.5 if rest == Fraction(1, 2) else 0.75
+        return (whole + int(kind >= 0.5) if ties_up else int(self.rounding(np.float64(whole + kind)))) - self.shift
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholds(Quantizer):
+    """FINN's MultiThreshold: a level is `first` + `stride` * (how many of its channel's thresholds are reached)."""
+
+    table: np.ndarray = field(default_factory=lambda: np.zeros((1, 1), np.float32))  # float32 (C, T), rising
+    first: int = 0
+    stride: int = 1
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        reached = np.zeros(x.shape, np.int64)
+        for thresholds in self.table.T:
+            reached += x >= per_channel(thresholds, x)
+        return self.first + self.stride * reached
+
+    def as_meant(self, numbers: np.ndarray, ties_up: bool = False) -> np.ndarray:
+        return self(numbers)
+
+    def near(self, numbers: np.ndarray) -> np.ndarray:
+        found = np.zeros(numbers.shape, bool)
+        for thresholds in self.table.T.astype(np.float64):
+            limit = per_channel(thresholds, numbers)
+            found |= np.abs(numbers - limit) <= NEAR * np.maximum(np.abs(limit), SMALLEST_NORMAL)
+        return found
+
+    def exact(self, number: Fraction, channel: int, ties_up: bool = False) -> int:
+        finite = [float(threshold) for threshold in self.table[channel] if threshold < np.inf]
+        reached = sum(threshold == -np.inf or number >= Fraction(threshold) for threshold in finite)
+        return self.first + self.stride * reached

@@ -10,9 +10,6 @@ could matter, it is computed again as a fraction.
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Quantizer
@@ -27,8 +24,6 @@ from sentei.host.arithmetic.thresholds import (
 from sentei.host.errors import InexactModel
 from sentei.host.network.ir import Requantize, Tensor
 from sentei.overlay.program import Doubt
-
-NEAR = 1e-6  # in levels: much more than float64's rounding of sums below 2^24
 
 
 def requantize_as_meant(
@@ -75,7 +70,7 @@ def falls_as_meant(
     undefined = np.flatnonzero(~(np.isfinite(first) & np.isfinite(last)).all(1))
     if len(undefined):
         raise InexactModel(f"{op}: channel {undefined[0]}: its numbers overflow: use constants of usual size")
-    return (quantizer(last) < quantizer(first)).any(1)
+    return (quantizer.as_meant(last) < quantizer.as_meant(first)).any(1)
 
 
 def reaching_as_meant(
@@ -89,28 +84,22 @@ def reaching_as_meant(
 ) -> np.ndarray:
     """`smallest_reaching` of the real numbers; with `ties_up`, a number halfway between two levels is the upper one."""
 
-    def position(accumulators: np.ndarray, residual: np.ndarray) -> np.ndarray:
-        return chain.real(accumulators, residual) / np.float64(quantizer.scale)
-
     def level(accumulators: np.ndarray, residual: np.ndarray) -> np.ndarray:
-        found = np.clip(position(accumulators, residual), quantizer.low, quantizer.high)
-        return (np.floor(found + 0.5) if ties_up else quantizer.rounding(found)).astype(np.int64)
+        return quantizer.as_meant(chain.real(accumulators, residual), ties_up)
 
-    smallest = smallest_reaching(level, quantizer.signed, low, high, integers, descending)
+    smallest = smallest_reaching(level, quantizer.bias, low, high, integers, descending)
     residual = np.broadcast_to(integers, smallest.shape)
-    wanted = np.broadcast_to(levels_of_steps(quantizer.signed, descending)[:, :, None], smallest.shape)
+    wanted = np.broadcast_to(levels_of_steps(quantizer.bias, descending)[:, :, None], smallest.shape)
     near = np.zeros(smallest.shape, bool)
     for accumulators in (smallest - 1, smallest):
-        twice = 2 * position(accumulators, residual)
-        near |= np.abs(twice - np.round(twice)) < NEAR * np.maximum(1, np.abs(twice))
+        near |= quantizer.near(chain.real(accumulators, residual))
     result = smallest.copy()
     for channel, step, column in np.argwhere(near):
         target, falling = int(wanted[channel, step, column]), bool(descending[channel])
         where = (int(channel), int(integers[column]))
 
         def reached(accumulator: int, target=target, falling=falling, where=where) -> bool:
-            exact = chain.exact(accumulator, *where) / Fraction(float(quantizer.scale))
-            found = level_of(exact, quantizer, ties_up)
+            found = quantizer.exact(chain.exact(accumulator, *where), where[0], ties_up)
             return found <= target if falling else found >= target
 
         value = int(smallest[channel, step, column])
@@ -120,13 +109,3 @@ def reaching_as_meant(
             value += 1
         result[channel, step, column] = value
     return result
-
-
-def level_of(exact: Fraction, quantizer: Quantizer, ties_up: bool) -> int:
-    """The level of an exact number of levels. A rounding mode can only ask whether it is whole, halfway, or to which
-    side of halfway it lies: so a float of the same kind stands for it."""
-    clipped = min(max(exact, Fraction(quantizer.low)), Fraction(quantizer.high))
-    whole = math.floor(clipped)
-    rest = clipped - whole
-    kind = 0.0 if rest == 0 else 0.25 if rest < Fraction(1, 2) else 0.5 if rest == Fraction(1, 2) else 0.75
-    return whole + int(kind >= 0.5) if ties_up else int(quantizer.rounding(np.float64(whole + kind)))

@@ -117,7 +117,7 @@ def refuse(op: str, chain: Chain, quantizer: Quantizer, residual: Tensor | None,
 
 def identity(tensor: Tensor) -> Requantize:
     """The `Requantize` that hands out an accumulator within the range of `tensor` unchanged."""
-    low = tensor.low + (8 if tensor.signed else 0)
+    low = tensor.low + tensor.bias
     channels = tensor.shape.channels
     return Requantize(
         np.tile(NUMBERS - NO_RESIDUAL + tensor.low, (channels, 1)),
@@ -154,12 +154,12 @@ def reaching_in_float(
     def level(accumulators: np.ndarray, residual: np.ndarray) -> np.ndarray:
         return quantizer(chain(accumulators, residual, side))
 
-    return smallest_reaching(level, quantizer.signed, low, high, integers, descending)
+    return smallest_reaching(level, quantizer.bias, low, high, integers, descending)
 
 
 def smallest_reaching(
     level: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    signed: bool,
+    bias: int,
     low: np.ndarray,
     high: np.ndarray,
     integers: np.ndarray,
@@ -167,12 +167,12 @@ def smallest_reaching(
 ) -> np.ndarray:
     """int64 (C, 15, R): the smallest accumulator that reaches step k when the residual is integers[r].
 
-    high[c] + 1 stands for never. Reaching means level >= base + k + 1, or level <= base + 14 - k where descending.
+    high[c] + 1 stands for never. Reaching means level >= k + 1 - bias, or level <= 14 - k - bias where descending.
     `level(accumulators, residual)` are the levels of accumulators and residuals (C, 15, R).
     """
     shape = (len(low), LEVELS, len(integers))
     residual = np.broadcast_to(integers, shape)
-    wanted = levels_of_steps(signed, descending)[:, :, None]
+    wanted = levels_of_steps(bias, descending)[:, :, None]
     direction = descending[:, None, None]
 
     def reached(accumulators: np.ndarray) -> np.ndarray:
@@ -182,9 +182,9 @@ def smallest_reaching(
     return bisect(reached, np.broadcast_to(low[:, None, None], shape), np.broadcast_to(high[:, None, None] + 1, shape))
 
 
-def levels_of_steps(signed: bool, descending: np.ndarray) -> np.ndarray:
+def levels_of_steps(bias: int, descending: np.ndarray) -> np.ndarray:
     """int64 (C, 15): the level that each step reaches, from below or, where descending, from above."""
-    base = -8 if signed else 0
+    base = -bias
     steps = np.arange(1, LEVELS + 1)
     return np.where(descending[:, None], base + LEVELS - steps, base + steps)
 

@@ -90,4 +90,5 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         layers=tuple(layer_info(op, network, geometry) for op in network.ops),
         classes=classes,
         doubts=network.doubts,
+        tail=network.tail,
     )

@@ -77,6 +77,7 @@ def make_layouts(network: Network, geometry: Geometry, batch: int) -> dict[str, 
             stride=1,
             pictures=batch,
             picture_pitch=0 if batch == 1 else geometry.lanes if one_pixel else rows * pitch,
+            zero_point=tensor.zero_point,
         )
         layouts[name] = PlaneLayout(**dict(layout.__dict__, stride=layout.plane_words | 1))
     return layouts

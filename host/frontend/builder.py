@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Quantizer, start_of_tensor
 from sentei.host.arithmetic.real_thresholds import requantize_as_meant
 from sentei.host.arithmetic.thresholds import identity, requantize
 from sentei.host.errors import InexactModel, MissingScale, UnsupportedOperator
+from sentei.host.frontend.axes import Axes, sizes, tidy
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.values import QUANTIZE_IT, Activation
+from sentei.host.frontend.values import QUANTIZE_IT, Activation, Tail, Value
 from sentei.host.network.ir import (
     WIDE,
     Conv,
+    InputOrder,
     Pads,
     Pool,
     Preprocessing,
@@ -26,6 +31,21 @@ from sentei.host.network.ir import (
     output_extent,
 )
 from sentei.overlay.program import Doubt
+
+T = TypeVar("T")
+
+
+def required(value: T | None, what: str) -> T:
+    """An input that is not left out; of the LookupError, `frontend.load` makes one that names the node."""
+    if value is None:
+        raise LookupError(f"{what} is left out")
+    return value
+
+
+def quantized_tensor(name: str, shape: Shape, quantizer: Quantizer) -> Tensor:
+    """The tensor of a quantizer's levels."""
+    scale = float(quantizer.scale) if quantizer.worth is None else quantizer.worth
+    return Tensor(name, shape, quantizer.bits, quantizer.signed, scale, quantizer.narrow, quantizer.zero_point)
 
 
 @dataclass
@@ -39,19 +59,74 @@ class Builder:
     strict: bool = False  # refuse what float32 execution may decide otherwise
     doubts: list[Doubt] = field(default_factory=list)
     preprocessing: Preprocessing | None = None
+    input_order: InputOrder | None = None
 
-    def add_input(self, name: str, shape: Shape, quantizer: Quantizer, label: str, flat: bool) -> Activation:
-        self.tensors[name] = Tensor(
-            name, shape, quantizer.bits, quantizer.signed, float(quantizer.scale), quantizer.narrow
-        )
-        return self.activation_of(name, label, flat)
+    def add_input(
+        self, name: str, order: InputOrder, quantizer: Quantizer, label: str, axes: Axes, found: Preprocessing | None
+    ) -> Activation:
+        """The network's input, which comes in `order` and preprocessed as `found`."""
+        self.tensors[name] = quantized_tensor(name, Shape(*order.elements.shape), quantizer)
+        self.input_order, self.preprocessing = order, found
+        return self.activation_of(name, label, axes)
 
-    def activation_of(self, name: str, label: str, flat: bool) -> Activation:
+    def is_fresh_input(self, activation: Activation) -> bool:
+        """Whether it is the network's input, which nothing has read so far."""
+        return not self.ops and list(self.tensors) == [activation.source]
+
+    def turn_input(self, activation: Activation, parts: tuple[int, int, int], values: dict[str, Value]) -> Activation:
+        """Let the input's channels, rows and columns be those `parts` of what they were so far, in all `values`."""
+        name = activation.source
+        tensor, order = self.tensors[name], required(self.input_order, "the input")
+        shape = Shape(*(tensor.shape[part] for part in parts))
+        self.tensors[name] = replace(tensor, shape=shape)
+        self.input_order = replace(order, elements=order.elements.transpose(parts))
+        if (known := self.preprocessing) is not None:
+            if (known.table != known.table[:1]).any():
+                raise UnsupportedOperator(f"{activation.label}: what is done before it varies over the map")
+            table, reached = (np.repeat(part[:1], shape.channels, 0) for part in (known.table, known.reached))
+            self.preprocessing = replace(known, table=table, reached=reached)
+
+        def turned(value: Activation) -> Activation:
+            axes = tuple(tuple(parts.index(part) for part in axis) for axis in value.axes)
+            if not value.plain:
+                raise UnsupportedOperator(f"{value.label}: comes before the input is transposed: transpose it first")
+            return self.activation_of(name, value.label, axes)
+
+        values.update({key: turned(value) for key, value in values.items() if isinstance(value, Activation)})
+        self.quantized.update({key: turned(value) for key, value in self.quantized.items()})
+        return turned(activation)
+
+    def rename_input(
+        self, activation: Activation, quantizer: Quantizer, label: str, values: dict[str, Value]
+    ) -> Activation | None:
+        """The network's input, so far unused, as another quantizer's levels; None if it cannot be that.
+
+        What the model makes of the input's levels becomes part of its preprocessing.
+        """
+        name = activation.source
+        tensor = self.tensors[name]
+        if not self.is_fresh_input(activation) or not 4 < quantizer.bits <= 8:
+            return None
+        if activation.op is not None or activation.maximum is not None or activation.chain.residual:
+            return None
+        channels = np.ones(tensor.shape.channels)
+        known = self.preprocessing or Preprocessing.of_steps(tensor.integers, channels * tensor.scale, 0 * channels)
+        levels = np.broadcast_to(np.array(tensor.integers), known.table.shape)
+        moved = quantizer(activation.chain(levels, np.zeros_like(levels)))
+        self.tensors[name] = quantized_tensor(name, tensor.shape, quantizer)
+        self.preprocessing = known.then(self.tensors[name].integers, moved)
+        twice = UnsupportedOperator(f"{label}: the graph's input is quantized in two ways: use one Quant node on it")
+        for key, value in values.items():
+            if isinstance(value, Activation):
+                values[key] = Tail(value, (), sizes(value.axes, value.shape), twice)
+        self.quantized.clear()
+        return self.activation_of(name, label, activation.axes)
+
+    def activation_of(self, name: str, label: str, axes: Axes) -> Activation:
         """The plain activation of an IR tensor."""
         tensor = self.tensors[name]
-        return Activation(
-            name, tensor.shape, Chain(start_of_tensor(tensor.scale, tensor.shape.channels)), label, flat=flat
-        )
+        chain = Chain(start_of_tensor(tensor.scale, tensor.shape.channels))
+        return Activation(name, tensor.shape, chain, label, axes=tidy(axes, tensor.shape))
 
     def free_name(self, wanted: str, taken: set[str]) -> str:
         """`wanted`, or `wanted_2`, `wanted_3`... if it is taken."""
@@ -87,12 +162,12 @@ class Builder:
         name = self.free_name(name, set(self.tensors))
         first = f"{name} before {activation.maximum.name}" if activation.maximum else name
         extent = self.extent(op, self.tensors[op.input].shape)
-        tensor = Tensor(first, extent, quantizer.bits, quantizer.signed, float(quantizer.scale))
+        tensor = quantized_tensor(first, extent, quantizer)
         self.emit(replace(op, requantize=spec), tensor)
         if activation.maximum is not None:
             pool = replace(activation.maximum, name=self.op_name(activation.maximum.name), input=first)
             self.emit(replace(pool, requantize=identity(tensor)), replace(tensor, name=name, shape=activation.shape))
-        return self.activation_of(name, str(node), activation.flat)
+        return self.activation_of(name, str(node), activation.axes)
 
     def require_rising(self, activation: Activation, maximum: Pool, node: Node) -> None:
         """A maximum can be taken after requantization only if what lies between the two keeps the order."""
@@ -138,4 +213,4 @@ class Builder:
             target = replace(source, name=name, shape=self.extent(op, source.shape))
             self.emit(replace(op, requantize=identity(source)), target)
             self.maxima[pool] = name
-        return self.activation_of(self.maxima[pool], activation.label, activation.flat)
+        return self.activation_of(self.maxima[pool], activation.label, activation.axes)

@@ -7,7 +7,7 @@ user says the rest: `uint8`, or `int8:1/128` with what one step means.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -49,8 +49,7 @@ def input_type(text: str) -> InputType:
 def preprocessing(
     operations: tuple[Operation, ...], quantizer: Quantizer, channels: int, node: str
 ) -> Preprocessing | None:
-    """How far apart and where the floats lie that become the quantizer's levels, after `operations`; None if level l is
-    the float l * scale. InexactModel if some level has no such float."""
+    """Which floats become the quantizer's levels, after `operations`; None if level l is the float l * scale."""
     if not operations:
         return None
     step, first = np.full(channels, float(quantizer.scale)), np.zeros(channels)
@@ -65,18 +64,14 @@ def preprocessing(
             raise TypeError(operation)
     if not (np.isfinite(step) & np.isfinite(first)).all():
         raise InexactModel(f"{node}: the preprocessing before it multiplies by 0 or overflows: use usual constants")
-    found = Preprocessing(tuple(step.tolist()), tuple(first.tolist()))
-    numbers = np.arange(quantizer.low, quantizer.high + 1)
-    numbers = numbers[quantizer.rounding(numbers.astype(np.float32)) == numbers]  # a sign is never 0
-    levels = np.broadcast_to(numbers, (channels, len(numbers)))
-    floats = found.floats(levels)
+    found = Preprocessing.of_steps(range(quantizer.low, quantizer.high + 1), step, first)
+    levels = np.broadcast_to(np.arange(quantizer.low, quantizer.high + 1), found.table.shape)
     ones = np.ones(channels)
     chain = Chain(Start(ones, 0 * ones, 0 * ones), operations)
-    wrong = quantizer(chain(floats, np.zeros_like(floats))) != levels
-    if wrong.any():
-        level = levels[wrong][0]
+    reached = quantizer(chain(found.table, np.zeros_like(found.table))) == levels
+    if (reached.sum(1) < 2).any():
         raise InexactModel(
-            f"{node}: no float becomes level {level} after the preprocessing before it ({int(wrong.any(0).sum())} "
-            "levels are not reached): quantize the input before it is preprocessed, or over the range that it has"
+            f"{node}: the preprocessing before it leaves less than two levels of some channel: quantize the input over "
+            "the range that it has"
         )
-    return found
+    return replace(found, reached=reached)

@@ -52,6 +52,7 @@ class Graph:
     output: str
     opsets: tuple[onnx.OperatorSetIdProto, ...]
     input_type: InputType | None = None  # of the integers that the file says the input holds
+    integers: InputType | None = None  # of those that it has instead of floats
 
 
 def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
@@ -71,16 +72,20 @@ def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
         if len(values) != 1:
             names = ", ".join(repr(value.name) for value in values) or "none"
             raise UnsupportedModel(f"{name}: the model must have one {what}, not {len(values)} ({names})")
-    if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        kind = onnx.TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type).lower()
-        raise UnsupportedModel(f"{name}: input {inputs[0].name!r} must be float (float32), not {kind}: export float32")
+    kind = onnx.TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type).lower()
+    if kind not in ("float", "uint8", "int8"):
+        raise UnsupportedModel(
+            f"{name}: input {inputs[0].name!r} must be float (float32), uint8 or int8, not {kind}: export float32"
+        )
     output = model.graph.output[0].name
     nodes = live_nodes([read_node(proto) for proto in model.graph.node], output)
     check_connected(name, nodes, {inputs[0].name, *constants}, output)
     dims = inputs[0].type.tensor_type.shape.dim
     opsets = tuple(model.opset_import)
     shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims)
-    return Graph(name, nodes, constants, inputs[0].name, shape, output, opsets, annotated(model, inputs[0].name))
+    integers = None if kind == "float" else input_type(kind)
+    said = annotated(model, inputs[0].name)
+    return Graph(name, nodes, constants, inputs[0].name, shape, output, opsets, said, integers)
 
 
 def annotated(model: onnx.ModelProto, name: str) -> InputType | None:

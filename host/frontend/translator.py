@@ -1,90 +1,50 @@
-"""The walk over a model's nodes: each becomes a `Constant`, the `RawInput` before its Quant, or an `Activation`.
+"""The walk over a model's nodes: each becomes a value of the network that is being made (see `values.py`).
 
-Constants are folded here; every operator has a handler in one of the modules beside this one, which extends an
+Constants are folded here; every operator has a handler in one of the modules of `operators/`, which extends an
 activation's float chain, starts a new accumulator or, a quantizer, ends one. What has no handler is refused by name.
-Activations are NCHW.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypeGuard, TypeVar
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import onnx
 
-from sentei.host.arithmetic.float_chain import Chain, Operation, start_of_sum
+from sentei.host.arithmetic.float_chain import Chain, start_of_sum
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
-from sentei.host.frontend.builder import Builder
+from sentei.host.frontend.axes import Axes, channels_first, from_model, is_map, sizes, tidy
+from sentei.host.frontend.builder import Builder, required
 from sentei.host.frontend.model_file import STANDARD_DOMAINS, Node, evaluate
-from sentei.host.frontend.values import Activation
-from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, Shape, accumulator_range, kernel_of
+from sentei.host.frontend.values import Activation, Constant, Levels, RawInput, Tail, Value
+from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, accumulator_range, kernel_of
 from sentei.overlay.geometry import WIDE_BITS
 
-T = TypeVar("T")
 QUANT_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
-QUANTIZED_CONSTANTS = ("QuantizeLinear", "DequantizeLinear")  # not folded, so that errors name them
+NOT_FOLDED = ("QuantizeLinear", "DequantizeLinear")  # they make levels of constants
 PREPROCESSING = ("Add", "BatchNormalization", "Clip", "Div", "Mul", "Neg", "Relu", "Sub")
-BEFORE_QUANT = ("Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze", *PREPROCESSING)
+MOVES = ("Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
+BEFORE_QUANT = (*MOVES, *PREPROCESSING, "Cast", "DequantizeLinear", "QuantizeLinear")
 KEEP_QUANTIZATION = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-CONVERT = "convert the model with qonnx.transformation.qcdq_to_qonnx.QCDQToQuant"
 REMEDIES = {
-    "ArgMax": "leave it out and take the index on the host",
     "Concat": "use residual additions instead",
     "ConvTranspose": "use Conv with strides",
-    "DequantizeLinear": CONVERT,
     "FloatQuant": "use integer Quant nodes",
-    "HardSigmoid": "use Relu or Clip",
     "LeakyRelu": "use Relu or Clip",
     "PRelu": "use Relu or Clip",
-    "QuantizeLinear": CONVERT,
-    "Sigmoid": "use Relu or Clip, and leave it out after the last layer",
-    "Softmax": "leave it out: the largest output is the same without it",
-    "Tanh": "use Relu or Clip",
-    "Transpose": "export activations as NCHW",
-    "Trunc": "put a Quant node after the pool (brevitas: QuantIdentity, not TruncAvgPool)",
+    "Resize": "leave it to the host, before or after the network",
 }
 
 
-@dataclass(frozen=True)
-class Constant:
-    """A value known when compiling; a quantized one also as integer `levels` times float32 `scale`, broadcast."""
-
-    values: np.ndarray
-    levels: np.ndarray | None = None
-    scale: np.ndarray | None = None
-    bits: int = 0
-
-
-@dataclass(frozen=True)
-class RawInput:
-    """The graph's input before its Quant node, and the float operations on it so far: its preprocessing."""
-
-    name: str
-    shape: Shape
-    flat: bool
-    batch: int
-    operations: tuple[Operation, ...] = ()
-
-    def then(self, *operations: Operation) -> RawInput:
-        return replace(self, operations=self.operations + operations)
-
-
-Value: TypeAlias = Constant | RawInput | Activation
+Handler: TypeAlias = "Callable[[Translator, Node], Value | dict[str, Value]]"
 
 
 def is_constant(value: Value | None) -> TypeGuard[Constant | None]:
     """Whether an input is known when compiling, or left out."""
     return value is None or isinstance(value, Constant)
-
-
-def required(value: T | None, what: str) -> T:
-    """An input that is not left out; of the LookupError, `frontend.load` makes one that names the node."""
-    if value is None:
-        raise LookupError(f"{what} is left out")
-    return value
 
 
 @dataclass
@@ -93,37 +53,42 @@ class Translator:
 
     opsets: tuple[onnx.OperatorSetIdProto, ...]
     values: dict[str, Value]
-    handlers: dict[str, Callable[[Translator, Node], Value]]  # of ONNX's own operators
-    quantizers: dict[str, Callable[[Translator, Node], Value]]  # of QUANT_DOMAINS
+    handlers: dict[str, Handler]  # of ONNX's own operators
+    quantizers: dict[str, Handler]  # of QUANT_DOMAINS
+    tails: dict[str, Handler]  # of a `Tail`
+    batch: int = 1
     builder: Builder = field(default_factory=Builder)
 
     def translate(self, node: Node) -> None:
-        """Compute the node's first output; raises an `UnsupportedModel` that names the node."""
+        """Compute the node's outputs; raises an `UnsupportedModel` that names the node."""
         inputs = [self.value(node, name) if name else None for name in node.inputs]
         constants = [value for value in inputs if is_constant(value)]
         standard = node.domain in STANDARD_DOMAINS
         if node.domain in QUANT_DOMAINS and node.op_type in self.quantizers:
             result = self.quantizers[node.op_type](self, node)
-        elif standard and node.op_type not in QUANTIZED_CONSTANTS and len(constants) == len(inputs):
+        elif standard and node.op_type not in NOT_FOLDED and len(constants) == len(inputs):
             result = self.fold(node, constants)
+        elif node.op_type in self.tails and any(isinstance(value, Tail) for value in inputs):
+            result = self.tails[node.op_type](self, node)
         elif standard and node.op_type in self.handlers:
             self.require_quantized(node, inputs)
             result = self.handlers[node.op_type](self, node)
         else:
             of_domain = "" if standard else f" of domain {node.domain!r}"
-            known = f"use {', '.join(sorted([*self.handlers, 'Quant']))}"
-            remedy = REMEDIES.get(node.op_type, known)
-            raise UnsupportedOperator(f"{node}: operator {node.op_type}{of_domain} is not supported: {remedy}")
-        self.values[node.outputs[0]] = result
+            raise UnsupportedOperator(
+                f"{node}: operator {node.op_type}{of_domain} is not supported: "
+                f"{REMEDIES.get(node.op_type, 'docs/models.md lists those that are')}"
+            )
+        self.values |= result if isinstance(result, dict) else {node.outputs[0]: result}
 
     def value(self, node: Node, name: str) -> Value:
-        """What an earlier node computed; only first outputs are."""
+        """What an earlier node computed."""
         if name not in self.values:
             raise UnsupportedOperator(f"{node}: reads {name!r}, a secondary output: only first outputs are supported")
         return self.values[name]
 
     def require_quantized(self, node: Node, inputs: list[Value | None]) -> None:
-        """Refuse arithmetic on the graph's input before its Quant node."""
+        """Refuse arithmetic on the graph's input before it is known which integers that holds."""
         raw = next((value for value in inputs if isinstance(value, RawInput)), None)
         if raw is not None and node.op_type not in BEFORE_QUANT:
             raise MissingScale(
@@ -158,9 +123,16 @@ class Translator:
 
     def activation(self, node: Node, index: int = 0) -> Activation:
         """The activations at an input."""
-        value = self.values[node.inputs[index]]
+        return self.activations_in(node, self.values[node.inputs[index]])
+
+    def activations_in(self, node: Node, value: Value) -> Activation:
+        """The activations that a value must be."""
+        if isinstance(value, Tail):
+            raise value.refusal
+        if isinstance(value, Levels):
+            raise UnsupportedOperator(f"{node}: reads integers of a QuantizeLinear: put a DequantizeLinear before it")
         if not isinstance(value, Activation):
-            raise UnsupportedOperator(f"{node}: input {index} must be activations, not a constant: swap the operands")
+            raise UnsupportedOperator(f"{node}: must read activations, not a constant: swap the operands")
         return value
 
     def operand(self, node: Node, index: int = 0) -> RawInput | Activation:
@@ -170,7 +142,11 @@ class Translator:
 
     def bare_activation(self, node: Node, index: int = 0) -> Activation:
         """The activations at an input of a node into which padding cannot be merged."""
-        activation = self.activation(node, index)
+        return self.bare(node, self.values[node.inputs[index]])
+
+    def bare(self, node: Node, value: Value) -> Activation:
+        """The activations that a value must be, without padding."""
+        activation = self.activations_in(node, value)
         if any(activation.pads):
             raise UnsupportedOperator(
                 f"{node}: follows {activation.label}: a Pad can only be merged into a convolution or an average pool: "
@@ -178,12 +154,32 @@ class Translator:
             )
         return activation
 
+    def map_of(self, node: Node, activation: Activation) -> Activation:
+        """The activation of an operator that reads a map, (N, C, H, W) or (N, C, L)."""
+        if is_map(activation.axes, activation.shape):
+            return activation
+        parts = channels_first(activation.axes)
+        if parts is not None and activation.plain and self.builder.is_fresh_input(activation):
+            return self.builder.turn_input(activation, parts, self.values)
+        found = ", ".join(map(str, sizes(activation.axes, activation.shape)))
+        raise UnsupportedAttribute(
+            f"{node}: must read a map (N, C, H, W) or (N, C, L), not (N, {found}) made from channels, rows and columns "
+            f"{tuple(activation.shape)}: pool and convolve before flattening, with the channels first"
+        )
+
     # What handlers share
 
     def accumulate(
-        self, node: Node, activation: Activation, op: Conv | Pool, scale: np.ndarray, bias: np.ndarray | None = None
+        self,
+        node: Node,
+        activation: Activation,
+        op: Conv | Pool,
+        scale: np.ndarray,
+        axes: Axes,
+        bias: np.ndarray | None = None,
     ) -> Activation:
-        """The activation of an accumulator whose products have `scale` (C,) times the scale of its input."""
+        """The activation of an accumulator whose products have `scale` (C,) times the scale of its input; the model has
+        it with `axes`."""
         source = self.builder.tensors[activation.source]
         shape = self.builder.extent(op, source.shape)
         if min(shape) < 1:
@@ -203,10 +199,10 @@ class Translator:
             total = terms = np.full(shape.channels, math.prod(op.kernel))
         magnitude = total * max(-source.low, source.high)
         start = start_of_sum(source.scale, scale, magnitude, terms, bias)
-        return Activation(activation.source, shape, Chain(start), str(node), op, flat=activation.flat)
+        return Activation(activation.source, shape, Chain(start), str(node), op, tidy(axes, shape))
 
     def per_channel(self, node: Node, index: int, activation: RawInput | Activation) -> np.ndarray:
-        """The constant operand of an elementwise operation as float32 (C,)."""
+        """The constant operand of an elementwise operation as float32 (C,), or one for each element of a `RawInput`."""
         what = f"operand {index}"
         return channels_of(node, required(self.array(node, index, what), what), activation)
 
@@ -216,18 +212,30 @@ class Translator:
         return activation.op is None and activation.maximum is None and activation.chain.residual is None and small
 
 
-def resolve_pads(node: Node, shape: Shape, kernel: tuple[int, int], strides: tuple[int, int]) -> Pads:
+def by_rows_and_columns(activation: Activation, values: list[int], absent: int = 1) -> tuple[int, int]:
+    """What a node says of its one or two axes behind the channels, for rows and columns; `absent` of one that the model
+    does not have."""
+    if len(values) != len(activation.axes) - 1:
+        raise ValueError(f"{list(values)} for a map of {len(activation.axes) - 1} dimensions")
+    if len(values) == 2:
+        return values[0], values[1]
+    return (values[0], absent) if activation.axes[1] == (1,) else (absent, values[0])
+
+
+def resolve_pads(node: Node, activation: Activation, kernel: tuple[int, int], strides: tuple[int, int]) -> Pads:
     """The pads of a window, from `pads` or `auto_pad`."""
     mode = node.attributes.get("auto_pad", "NOTSET")
+    rank = len(activation.axes) - 1
     if mode == "NOTSET":
-        pads = node.attributes.get("pads", [0, 0, 0, 0])
-        if len(pads) != 4 or min(pads) < 0:
-            raise UnsupportedAttribute(f"{node}: pads must be four numbers >= 0, not {list(pads)}")
-        return Pads(*pads)
+        pads = node.attributes.get("pads", [0, 0] * rank)
+        if len(pads) != 2 * rank or min(pads) < 0:
+            raise UnsupportedAttribute(f"{node}: pads must be {2 * rank} numbers >= 0, not {list(pads)}")
+        ends = (by_rows_and_columns(activation, pads[:rank], 0), by_rows_and_columns(activation, pads[rank:], 0))
+        return Pads(*ends[0], *ends[1])
     if mode == "VALID":
         return Pads()
     before, after = [], []
-    for size, extent, stride in zip(shape[1:], kernel, strides, strict=True):
+    for size, extent, stride in zip(activation.shape[1:], kernel, strides, strict=True):
         total = max(0, (math.ceil(size / stride) - 1) * stride + extent - size)
         half = total // 2
         before.append(half if mode == "SAME_UPPER" else total - half)
@@ -238,16 +246,23 @@ def resolve_pads(node: Node, shape: Shape, kernel: tuple[int, int], strides: tup
 
 
 def channels_of(node: Node, array: np.ndarray, activation: RawInput | Activation) -> np.ndarray:
-    """A constant that broadcasts against an activation, as float32 (C,); refuses one that varies over the map."""
-    size = (1, math.prod(activation.shape)) if activation.flat else (1, *activation.shape)
+    """A constant that broadcasts against an activation, as float32 (C,); refuses one that varies over the map. Of a
+    `RawInput` every element is a channel."""
+    raw = isinstance(activation, RawInput)
+    size = activation.sizes if raw else sizes(activation.axes, activation.shape)
     try:
-        full = np.broadcast_to(array, size).reshape(activation.shape)
+        full = np.broadcast_to(array, (1, *size))[0]
     except ValueError:
-        raise UnsupportedAttribute(f"{node}: constant of shape {array.shape} does not fit activations {size}") from None
+        raise UnsupportedAttribute(
+            f"{node}: constant of shape {array.shape} does not fit activations {(1, *size)}"
+        ) from None
+    if not np.isfinite(full).all():
+        raise UnsupportedAttribute(f"{node}: constants must be finite, not {full[~np.isfinite(full)].flat[0]}")
+    if raw:
+        return activation.spread(full)
+    full = from_model(full, activation.axes, activation.shape)
     if (full != full[:, :1, :1]).any():
         raise UnsupportedAttribute(
             f"{node}: constant of shape {array.shape} must not vary over the map: use one number for each channel"
         )
-    if not np.isfinite(full).all():
-        raise UnsupportedAttribute(f"{node}: constants must be finite, not {full[~np.isfinite(full)].flat[0]}")
     return np.ascontiguousarray(full[:, 0, 0], np.float32)

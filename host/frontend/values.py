@@ -1,8 +1,10 @@
 """What a value of the float model is in integers, while the frontend walks the graph.
 
-An `Activation` is an IR tensor, an operator on it that is not emitted yet, and the float chain that follows; a Quant
+A `Constant` is known when compiling. The graph's input is a `RawInput` until it is known which integers it holds. An
+`Activation` is an IR tensor, an operator on it that is not emitted yet, and the float chain that follows; a Quant
 node makes an IR tensor of it. A *plain* activation is a quantized tensor as it left its Quant node: only plain ones can
-be read by a convolution or summed by a pool.
+be read by a convolution or summed by a pool. `Levels` are a QuantizeLinear's integers, until its DequantizeLinear. What
+the host computes at the end is a `Tail`.
 
     plain --Conv--> op, chain --Mul, Add, Relu--> op, longer chain --Quant--> plain     (Builder.quantize emits op)
 """
@@ -10,11 +12,53 @@ be read by a convolution or summed by a pool.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from sentei.host.arithmetic.float_chain import Chain, Operation
+import numpy as np
+
+from sentei.host.arithmetic.float_chain import Chain, Operation, Quantizer
+from sentei.host.errors import UnsupportedModel
+from sentei.host.frontend.axes import NCHW, Axes
+from sentei.host.frontend.inputs import InputType
 from sentei.host.network.ir import Conv, Pads, Pool, Shape
+from sentei.overlay.tail import TailStep
 
 QUANTIZE_IT = "put a Quant node of at most 4 bits in between"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value known when compiling; a quantized one also as integer `levels` times float32 `scale`, broadcast."""
+
+    values: np.ndarray
+    levels: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    bits: int = 0
+
+
+@dataclass(frozen=True)
+class RawInput:
+    """The graph's input before it is quantized. `elements` has the model's shape here, without the batch, and says
+    which element of the input each one is; `operations` were done to them so far, one channel an element."""
+
+    name: str
+    elements: np.ndarray
+    dims: tuple[int, ...]  # of the graph's input, without the batch
+    integers: InputType | None = None  # if the file has them instead of floats
+    operations: tuple[Operation, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.elements.shape
+
+    def then(self, *operations: Operation) -> RawInput:
+        return replace(self, operations=self.operations + operations)
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Numbers that broadcast against the value, one for each element of the input, in its order."""
+        result = np.empty(self.elements.size, np.float32)
+        result[self.elements] = np.broadcast_to(values, (1, *self.sizes))[0]
+        return result
 
 
 @dataclass(frozen=True)
@@ -26,7 +70,7 @@ class Activation:
     chain: Chain
     label: str  # the node that made it, for errors
     op: Conv | Pool | None = None  # on `source`; its output and requantize are not known yet
-    flat: bool = False  # the model has it as (N, C * H * W)
+    axes: Axes = NCHW  # tidy
     pads: Pads = Pads()  # zeros around a plain activation, for the next convolution or sum
     maximum: Pool | None = None  # taken of the values after the first `before` operations of the chain
     before: int = 0
@@ -43,3 +87,30 @@ class Activation:
 
     def then(self, *operations: Operation) -> Activation:
         return replace(self, chain=self.chain.then(*operations))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The integers that a QuantizeLinear makes of `source`, the value of that `name`; a Clip may have narrowed their
+    range. `moved` is what was taken off the zero point for that."""
+
+    name: str
+    source: RawInput | Activation | Tail
+    quantizer: Quantizer
+    moved: int = 0
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the host computes of `activation`, one step after the other. `sizes` are the model's, without the batch."""
+
+    activation: Activation
+    steps: tuple[TailStep, ...]
+    sizes: tuple[int, ...]
+    refusal: UnsupportedModel  # why the array cannot go on from here
+
+    def then(self, step: TailStep) -> Tail:
+        return replace(self, steps=(*self.steps, step), sizes=step.sizes_after(self.sizes))
+
+
+Value: TypeAlias = Constant | RawInput | Activation | Levels | Tail

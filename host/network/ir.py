@@ -23,6 +23,7 @@ from sentei.overlay.errors import SenteiError
 from sentei.overlay.geometry import WIDE_BITS
 from sentei.overlay.instructions import NO_RESIDUAL
 from sentei.overlay.program import Doubt
+from sentei.overlay.tail import OutputTail
 
 ACCUMULATOR_LIMIT = (1 << WIDE_BITS - 1) - 1  # every accumulator is smaller
 
@@ -50,7 +51,8 @@ class Pads(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """An integer tensor: `bits` wide, two's complement if `signed`; the value it stands for is `scale` * integer.
+    """An integer tensor; the value it stands for is `scale` * integer. Its integers, plus the zero point, are `bits`
+    wide, two's complement if `signed`.
 
     Inner tensors have 1 to 4 bits, the network's input 1 to 8. `bits = WIDE` marks an accumulator handed out whole.
     """
@@ -61,14 +63,24 @@ class Tensor:
     signed: bool
     scale: float = 1.0
     narrow: bool = False  # without the lowest (or, unsigned, the highest) of its integers
+    zero_point: int = 0
 
     @property
     def low(self) -> int:
-        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
+        return (-(1 << (self.bits - 1)) + self.narrow if self.signed else 0) - self.zero_point
 
     @property
     def high(self) -> int:
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1 - self.narrow
+        return ((1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1 - self.narrow) - self.zero_point
+
+    @property
+    def integers(self) -> range:
+        return range(self.low, self.high + 1)
+
+    @property
+    def bias(self) -> int:
+        """What is added to an integer where it is stored."""
+        return (1 << (4 * -(-self.bits // 4) - 1) if self.signed else 0) + self.zero_point
 
 
 WIDE = 32
@@ -82,8 +94,8 @@ class Requantize:
         i   = n - 16, or 15 - n where descending[c]
         out = base + low[c] + clamp(i + r, 0, span[c])
 
-    with base = -8 for a signed output, 0 for an unsigned one, and r = 8 without a residual, else the residual, plus 8
-    if it is signed. A residual is added in units of the output: both tensors have the same scale.
+    with base = -bias of the output (`Tensor.bias`: 8 if it is signed), and r = 8 without a residual, else the residual
+    plus its bias. A residual is added in units of the output: both tensors have the same scale.
 
     A channel's thresholds are *even*: points of a line, rounded up (see host/network/lines.py). Those that no
     accumulator or residual can make count continue the line.
@@ -125,26 +137,64 @@ class Pool:
     requantize: Requantize | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preprocessing:
-    """What an integer of the network's input stands for in the model's own input: level * step[c] + first[c]."""
+    """Which float of the model's own input each integer of the network's stands for.
 
-    step: tuple[float, ...]
-    first: tuple[float, ...]
+    `table` float32 (C, L) has them for integers from `low` on. Those that are not `reached`, bool (C, L), the model
+    makes of no input; their floats are a neighbour's.
+    """
+
+    low: int
+    table: np.ndarray
+    reached: np.ndarray
+
+    @staticmethod
+    def of_steps(levels: range, step: np.ndarray, first: np.ndarray) -> Preprocessing:
+        """Level l of channel c is the float l * step[c] + first[c]."""
+        floats = np.arange(levels.start, levels.stop) * step[:, None] + first[:, None]
+        return Preprocessing(levels.start, floats.astype(np.float32), np.ones(floats.shape, bool))
 
     def floats(self, levels: np.ndarray) -> np.ndarray:
         """float32 of integers (C, ...)."""
-        shape = (-1, *(1,) * (levels.ndim - 1))
-        return (levels * np.reshape(self.step, shape) + np.reshape(self.first, shape)).astype(np.float32)
+        flat = levels.reshape(len(levels), -1) - self.low
+        return np.take_along_axis(self.table, flat.astype(np.int64), 1).reshape(levels.shape)
+
+    def then(self, levels: range, moved: np.ndarray) -> Preprocessing:
+        """If each level becomes another one, `moved` (C, L), of `levels`."""
+        reached = np.zeros((len(moved), len(levels)), bool)
+        table = np.zeros(reached.shape, np.float32)
+        for channel, (targets, own) in enumerate(zip(moved, self.reached, strict=True)):
+            reached[channel, targets[own] - levels.start] = True
+            table[channel, targets[own] - levels.start] = self.table[channel, own]
+            known = np.flatnonzero(reached[channel])
+            nearest = known[np.abs(np.arange(len(levels))[:, None] - known).argmin(1)]
+            table[channel] = table[channel, nearest]
+        return Preprocessing(levels.start, table, reached)
+
+
+@dataclass(frozen=True)
+class InputOrder:
+    """How the model has its input: `elements` (C, H, W) says which element of it each of the network's is."""
+
+    elements: np.ndarray
+    sizes: tuple[int, ...]  # of the model's input, without the batch
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) as the model has it, (N, *sizes)."""
+        result = np.empty((len(values), self.elements.size), values.dtype)
+        result[:, self.elements.ravel()] = values.reshape(len(values), -1)
+        return result.reshape(len(values), *self.sizes)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A whole network. `input_scale` belongs to the input tensor; the float32 output of the model is
+    """A whole network. The model's float32 numbers behind its last layer are
 
         y = float32(float32(integer) * output_scale[c]) + output_offset[c]
 
-    with `output_scale`, `output_offset` float32 of shape (C,), each step one float32 operation.
+    with `output_scale`, `output_offset` float32 of shape (C,), each step one float32 operation. What the model makes
+    of these is `tail`.
     """
 
     name: str
@@ -156,18 +206,27 @@ class Network:
     output_offset: np.ndarray
     doubts: tuple[Doubt, ...] = ()
     preprocessing: Preprocessing | None = None
+    input_order: InputOrder | None = None  # None: the model's input is (N, C, H, W)
+    tail: OutputTail | None = None  # None: its output is (N, C, H, W), or flat
 
     def model_input(self, images: np.ndarray) -> np.ndarray:
-        """The float32 input of the model (N, C, H, W) that integer images (N, C, H, W) stand for."""
+        """The model's own float32 input that integer images (N, C, H, W) stand for."""
         if self.preprocessing is None:
-            return (images * np.float32(self.tensors[self.input].scale)).astype(np.float32)
-        return self.preprocessing.floats(images.swapaxes(0, 1)).swapaxes(0, 1)
+            floats = (images * np.float32(self.tensors[self.input].scale)).astype(np.float32)
+        else:
+            floats = self.preprocessing.floats(images.swapaxes(0, 1)).swapaxes(0, 1)
+        return floats if self.input_order is None else self.input_order(floats)
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
-        """Integers (..., C, H, W) of the output tensor to the model's float32 output of the same shape."""
+        """Integers (..., C, H, W) of the output tensor to float32 numbers of the same shape."""
         scale = self.output_scale.astype(np.float32)[:, None, None]
         offset = self.output_offset.astype(np.float32)[:, None, None]
         return values.astype(np.float32) * scale + offset
+
+    def model_output(self, values: np.ndarray) -> np.ndarray:
+        """Integers (N, C, H, W) of the output tensor to the model's own output, (N, ...)."""
+        numbers = self.dequantize(values)
+        return numbers if self.tail is None else self.tail(numbers)
 
 
 def output_extent(size: int, kernel: int, stride: int, before: int, after: int) -> int:
@@ -204,8 +263,7 @@ def residual_codes(residual: Tensor | None) -> range:
     """The values of r in `Requantize`."""
     if residual is None:
         return range(NO_RESIDUAL, NO_RESIDUAL + 1)
-    bias = 8 if residual.signed else 0
-    return range(residual.low + bias, residual.high + bias + 1)
+    return range(residual.low + residual.bias, residual.high + residual.bias + 1)
 
 
 def kept_density(network: Network, block: int) -> float:

@@ -87,7 +87,7 @@ def check_requantize(requantize: Requantize, op: Conv | Pool, tensors: dict, kno
     require(bool((np.abs(thresholds) < FREE).all()), op.name, f"thresholds must be below {FREE}")
     uneven = np.flatnonzero(~find(thresholds, thresholds)[1])
     require(len(uneven) == 0, op.name, f"thresholds must be even (points of a line), not those of channel {uneven[:1]}")
-    base = -8 if target.signed else 0
+    base = -target.bias
     within = bool((span >= 0).all() and (base + low >= target.low).all() and (base + low + span <= target.high).all())
     require(within, op.name, f"low and span must keep the output within {target.low} to {target.high}")
     if requantize.residual is None:

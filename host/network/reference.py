@@ -72,9 +72,10 @@ def run(
 
 
 def predict(network: Network, images: np.ndarray, progress: Progress | None = None) -> np.ndarray:
-    """The model's float32 output (N, C * H * W) for integer `images` (N, C, H, W)."""
+    """The model's own output, flat (N, elements), for integer `images` (N, C, H, W)."""
     values = run(network, images, keep="output", progress=progress)[network.output]
-    return network.dequantize(values).reshape(len(images), math.prod(values.shape[1:]))
+    output = network.model_output(values)
+    return output.reshape(len(images), math.prod(output.shape[1:]))
 
 
 def check_images(network: Network, images: np.ndarray) -> None:
@@ -123,7 +124,7 @@ def execute(op: Conv | Pool, values: dict[str, np.ndarray], tensors: dict[str, T
     rows = len(product.slots) if product else target.shape.channels
     if op.requantize is not None:
         low, high = accumulator_range(op, source)
-        levels = Levels(op.requantize, low, high, target.signed)
+        levels = Levels(op.requantize, low, high, target.bias)
     step = max(1, COLUMN_BYTES // max(1, rows * target.shape.height * target.shape.width * 4))
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
@@ -136,7 +137,7 @@ def execute(op: Conv | Pool, values: dict[str, np.ndarray], tensors: dict[str, T
         else:
             name = op.requantize.residual
             residual = values[name][:, part] if name else None
-            bias = 8 if name and tensors[name].signed else 0
+            bias = tensors[name].bias if name else 0
             output[:, part] = levels(accumulators, residual, bias)
     return output
 
@@ -218,7 +219,7 @@ class Levels:
     tried. Channels for which it fails there are counted by comparing.
     """
 
-    def __init__(self, spec: Requantize, low: np.ndarray, high: np.ndarray, signed: bool) -> None:
+    def __init__(self, spec: Requantize, low: np.ndarray, high: np.ndarray, bias: int) -> None:
         self.spec = spec
         thresholds = spec.thresholds
         lines, _ = find(thresholds, thresholds)
@@ -244,7 +245,7 @@ class Levels:
             np.asarray(values, np.float32)[:, None, None, None] for values in (scale, offset, sign, shift, spec.span)
         )
         self.falling = bool(spec.descending.any())
-        self.low = (spec.low + (-8 if signed else 0)).astype(np.int8)[:, None, None, None]
+        self.low = (spec.low - bias).astype(np.int8)[:, None, None, None]
 
     def __call__(self, accumulators: np.ndarray, residual: np.ndarray | None, bias: int) -> np.ndarray:
         """int8 levels of float32 accumulators (C, N, H, W); `residual` plus `bias` is its code."""

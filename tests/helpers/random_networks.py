@@ -343,4 +343,9 @@ def random_images(seed: int, network: Network, count: int) -> np.ndarray:
     tensor = network.tensors[network.input]
     images = random.integers(tensor.low, tensor.high + 1, (count, *tensor.shape))
     images[0] = random.choice([tensor.low, tensor.high], tensor.shape)
+    if network.preprocessing is not None:  # only what the model makes of some input
+        for channel, reached in enumerate(network.preprocessing.reached):
+            levels = network.preprocessing.low + np.flatnonzero(reached)
+            nearest = np.abs(images[:, channel, ..., None] - levels).argmin(-1)
+            images[:, channel] = levels[nearest]
     return images

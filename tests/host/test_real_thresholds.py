@@ -20,7 +20,7 @@ from sentei.host.arithmetic.float_chain import (
     start_of_sum,
     start_of_tensor,
 )
-from sentei.host.arithmetic.real_thresholds import level_of, requantize_as_meant
+from sentei.host.arithmetic.real_thresholds import requantize_as_meant
 from sentei.host.errors import InexactModel
 from sentei.host.network.ir import Requantize, Shape, Tensor
 
@@ -90,8 +90,9 @@ def test_every_sum_is_decided_as_it_is_meant_and_those_that_float32_decides_othe
             everywhere = np.broadcast_to(sums, (channels, len(sums)))
             by_float = quantizer(chain(everywhere, np.full(everywhere.shape, integer)))[channel]
             for accumulator, floated in zip(sums, by_float, strict=True):
-                position = chain.exact(int(accumulator), channel, integer) / Fraction(float(quantizer.scale))
-                meant = level_of(position, quantizer, ties_up=False)
+                number = chain.exact(int(accumulator), channel, integer)
+                position = number / Fraction(float(quantizer.scale))
+                meant = quantizer.exact(number, channel)
                 found = decided(spec, signed, channel, int(accumulator), code)
                 if found != meant:
                     assert (2 * position).denominator == 1 and position.denominator == 2, f"seed {seed}: no tie"
@@ -115,5 +116,5 @@ def test_every_sum_is_decided_as_it_is_meant_and_those_that_float32_decides_othe
 )
 def test_the_smallest_distance_from_a_tie_decides(position, level):
     quantizer = Quantizer(np.float32(1), 4, False, False, resolve_rounding_mode("ROUND"))
-    assert level_of(position, quantizer, ties_up=False) == level
-    assert level_of(Fraction(5, 2), quantizer, ties_up=True) == 3
+    assert quantizer.exact(position, 0) == level
+    assert quantizer.exact(Fraction(5, 2), 0, ties_up=True) == 3

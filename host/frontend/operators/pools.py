@@ -10,8 +10,9 @@ import numpy as np
 
 from sentei.host.arithmetic.float_chain import Divide
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
+from sentei.host.frontend.axes import is_map, map_axes, part_of_each, tidy
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.translator import Translator, resolve_pads
+from sentei.host.frontend.translator import Translator, by_rows_and_columns, resolve_pads
 from sentei.host.frontend.values import QUANTIZE_IT, Activation
 from sentei.host.network.ir import Pads, Pool, Shape
 
@@ -20,8 +21,8 @@ def max_pool(translator: Translator, node: Node) -> Activation:
     activation = pooled_activation(translator, node)
     if len(node.outputs) > 1 and any(node.outputs[1:]):
         raise UnsupportedAttribute(f"{node}: output Indices is not supported: use the maximum only")
-    kernel, strides = window(translator, node)
-    return maximum(translator, node, activation, kernel, strides, resolve_pads(node, activation.shape, kernel, strides))
+    kernel, strides = window(node, activation)
+    return maximum(translator, node, activation, kernel, strides, resolve_pads(node, activation, kernel, strides))
 
 
 def global_max_pool(translator: Translator, node: Node) -> Activation:
@@ -42,16 +43,17 @@ def maximum(
     if translator.may_be_residual(activation) and all(
         operation.rises().all() for operation in activation.chain.operations
     ):
-        return replace(activation, op=pool, shape=shape, label=str(node))
+        return replace(activation, op=pool, shape=shape, axes=tidy(map_axes(activation.axes), shape), label=str(node))
     if activation.maximum is not None:
         raise UnsupportedOperator(f"{node}: two MaxPool nodes before a Quant node: {QUANTIZE_IT}")
-    return replace(activation, maximum=pool, before=len(activation.chain.operations), shape=shape, label=str(node))
+    before, axes = len(activation.chain.operations), tidy(map_axes(activation.axes), shape)
+    return replace(activation, maximum=pool, before=before, shape=shape, axes=axes, label=str(node))
 
 
 def average_pool(translator: Translator, node: Node) -> Activation:
     activation = pooled_activation(translator, node, padded=True)
-    kernel, strides = window(translator, node)
-    pads = resolve_pads(node, activation.shape, kernel, strides)
+    kernel, strides = window(node, activation)
+    pads = resolve_pads(node, activation, kernel, strides)
     if any(pads) and not node.attributes.get("count_include_pad", 0):
         raise UnsupportedAttribute(
             f"{node}: count_include_pad must be 1, not 0, with pads {list(pads)}: the divisor would depend on the place"
@@ -65,13 +67,18 @@ def global_average_pool(translator: Translator, node: Node) -> Activation:
 
 
 def reduce_mean(translator: Translator, node: Node) -> Activation:
-    activation = pooled_activation(translator, node, padded=True)
+    activation = translator.activation(node)
     axes = translator.array(node, 1, "axes")
     axes = node.attributes.get("axes") if axes is None else axes.tolist()
-    if sorted(axis % 4 for axis in axes or ()) != [2, 3]:
-        raise UnsupportedAttribute(f"{node}: axes must be [2, 3], not {axes}: average over whole maps only")
+    rank = 1 + len(activation.axes)
+    named = sorted(axis % rank for axis in axes or range(rank))
+    rest = [axis for number, axis in enumerate(activation.axes) if number + 1 not in named]
+    if 0 in named or tidy(tuple(rest), activation.shape) not in (((0,),), ((),)):
+        raise UnsupportedAttribute(f"{node}: axes must be those of the map, not {axes}: average over whole maps only")
     result = average(translator, node, activation, activation.shape[1:], (1, 1), Pads())
-    return replace(result, flat=not node.attributes.get("keepdims", 1))
+    keep = node.attributes.get("keepdims", 1)
+    kept = tuple(() if n + 1 in named else axis for n, axis in enumerate(activation.axes) if keep or n + 1 not in named)
+    return replace(result, axes=tidy(kept, result.shape))
 
 
 def average(
@@ -82,15 +89,14 @@ def average(
     pads = Pads(*(a + b for a, b in zip(pads, activation.pads, strict=True)))
     pool = Pool(node.name, activation.source, "", "sum", kernel, strides, pads)
     pooled_shape(translator, node, translator.builder.tensors[activation.source].shape, pool)
-    result = translator.accumulate(node, activation, pool, np.ones(activation.shape.channels, np.float32))
+    ones = np.ones(activation.shape.channels, np.float32)
+    axes = map_axes(activation.axes) if is_map(activation.axes, activation.shape) else activation.axes
+    result = translator.accumulate(node, activation, pool, ones, axes)
     return result.then(Divide(np.full(activation.shape.channels, math.prod(kernel), np.float32)))
 
 
 def pooled_activation(translator: Translator, node: Node, padded: bool = False) -> Activation:
-    activation = translator.activation(node) if padded else translator.bare_activation(node)
-    if activation.flat:
-        raise UnsupportedAttribute(f"{node}: must read (N, C, H, W), not flat activations: pool before Flatten")
-    return activation
+    return translator.map_of(node, translator.activation(node) if padded else translator.bare_activation(node))
 
 
 def pooled_shape(translator: Translator, node: Node, source: Shape, pool: Pool) -> Shape:
@@ -109,16 +115,18 @@ def pooled_shape(translator: Translator, node: Node, source: Shape, pool: Pool) 
     return shape
 
 
-def window(translator: Translator, node: Node) -> tuple[tuple[int, int], tuple[int, int]]:
+def window(node: Node, activation: Activation) -> tuple[tuple[int, int], tuple[int, int]]:
     """(kernel, strides) of a pool, two dimensions each."""
-    kernel = tuple(node.attributes.get("kernel_shape", ()))
-    strides = tuple(node.attributes.get("strides", [1] * len(kernel)))
+    kernel = node.attributes.get("kernel_shape", ())
     dilations = node.attributes.get("dilations", [1] * len(kernel))
-    if len(kernel) != 2:
-        raise UnsupportedAttribute(f"{node}: kernel_shape must have 2 dimensions, not {list(kernel)}")
+    if len(kernel) != len(activation.axes) - 1:
+        raise UnsupportedAttribute(
+            f"{node}: kernel_shape must have {len(activation.axes) - 1} dimensions, not {list(kernel)}"
+        )
     if any(dilation != 1 for dilation in dilations):
         raise UnsupportedAttribute(f"{node}: dilations must be 1, not {list(dilations)}: use a plain window")
-    return kernel, strides
+    strides = node.attributes.get("strides", [1] * len(kernel))
+    return by_rows_and_columns(activation, kernel), by_rows_and_columns(activation, strides)
 
 
 def pad(translator: Translator, node: Node) -> Activation:
@@ -131,15 +139,25 @@ def pad(translator: Translator, node: Node) -> Activation:
     if mode != "constant" or value != 0:
         raise UnsupportedAttribute(f"{node}: must pad with zeros, not mode {mode!r} and value {value}: pad with zeros")
     axes = translator.array(node, 3, "axes")
-    axes = range(len(amounts) // 2) if axes is None else [axis % 4 for axis in axes.tolist()]
-    by_axis = {axis: (amounts[i], amounts[i + len(amounts) // 2]) for i, axis in enumerate(axes)}
-    if activation.flat or any(pair != (0, 0) for axis, pair in by_axis.items() if axis < 2) or min(amounts) < 0:
-        raise UnsupportedAttribute(f"{node}: pads must be >= 0 and on height and width only, not {amounts}")
-    (top, bottom), (left, right) = by_axis.get(2, (0, 0)), by_axis.get(3, (0, 0))
+    rank = 1 + len(activation.axes)
+    axes = range(len(amounts) // 2) if axes is None else [axis % rank for axis in axes.tolist()]
+    half = len(amounts) // 2
+    parts = part_of_each(activation.axes)
+    by_part = {}  # of rows and columns
+    for number, axis in enumerate(axes):
+        pair = (amounts[number], amounts[number + half])
+        part = parts[axis - 1] if parts and axis else 0
+        if pair != (0, 0) and part == 0:
+            raise UnsupportedAttribute(f"{node}: pads must be on height and width only, not {amounts}")
+        by_part[part] = pair
+    if parts is None or min(amounts) < 0:
+        raise UnsupportedAttribute(f"{node}: pads must be >= 0 and those of a map, not {amounts}")
+    (top, bottom), (left, right) = by_part.get(1, (0, 0)), by_part.get(2, (0, 0))
     pads = Pads(*(a + b for a, b in zip(activation.pads, (top, left, bottom, right), strict=True)))
     channels, height, width = activation.shape
     shape = Shape(channels, height + top + bottom, width + left + right)
-    return replace(activation, pads=pads, shape=shape, label=str(node))
+    axes = tidy(tuple((part,) for part in parts), shape)
+    return replace(activation, pads=pads, shape=shape, axes=axes, label=str(node))
 
 
 HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +9,9 @@ import numpy as np
 from sentei.host.arithmetic.float_chain import AddTensor, Clamp, Divide, Offset, Scale
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.translator import RawInput, Translator, channels_of, is_constant
-from sentei.host.frontend.values import QUANTIZE_IT, Activation
+from sentei.host.frontend.operators.quantize_linear import narrowed
+from sentei.host.frontend.translator import Handler, Translator, channels_of, is_constant
+from sentei.host.frontend.values import QUANTIZE_IT, Activation, Levels, RawInput, Value
 
 
 def add(translator: Translator, node: Node) -> RawInput | Activation:
@@ -24,7 +24,7 @@ def add(translator: Translator, node: Node) -> RawInput | Activation:
 
 def add_residual(translator: Translator, node: Node, left: Activation, right: Activation) -> Activation:
     """One side becomes the operator's residual: a stored tensor of at most 4 bits. The other is the accumulator."""
-    if left.shape != right.shape or left.flat != right.flat:
+    if left.shape != right.shape or left.axes != right.axes:
         shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
         raise UnsupportedOperator(f"{node}: adds activations of shapes {shapes}, which must be equal: broadcast no map")
     sides = ((left, right), (right, left))
@@ -49,9 +49,9 @@ def sub(translator: Translator, node: Node) -> RawInput | Activation:
         activation = translator.operand(node)
         return activation.then(Offset(-translator.per_channel(node, 1, activation)))
     activation = translator.operand(node, 1)
-    constant = translator.per_channel(node, 0, activation)
     # c - x and -x + c are the same float32 operation.
-    return activation.then(Scale(np.full_like(constant, -1)), Offset(constant))
+    constant = translator.per_channel(node, 0, activation)
+    return activation.then(Scale(-ones(activation)), Offset(constant))
 
 
 def mul(translator: Translator, node: Node) -> RawInput | Activation:
@@ -74,7 +74,13 @@ def div(translator: Translator, node: Node) -> RawInput | Activation:
 
 def neg(translator: Translator, node: Node) -> RawInput | Activation:
     activation = translator.operand(node)
-    return activation.then(Scale(np.full(activation.shape.channels, -1, np.float32)))
+    return activation.then(Scale(-ones(activation)))
+
+
+def ones(activation: RawInput | Activation) -> np.ndarray:
+    """float32, one for each channel."""
+    raw = isinstance(activation, RawInput)
+    return np.ones(activation.elements.size if raw else activation.shape.channels, np.float32)
 
 
 def require_one_activation(translator: Translator, node: Node) -> None:
@@ -92,7 +98,8 @@ def batch_normalization(translator: Translator, node: Node) -> RawInput | Activa
     )
     epsilon = np.float32(node.attributes.get("epsilon", 1e-5))
     factor = (np.float32(1) / np.sqrt(variance + epsilon)) * gamma
-    trailing = () if activation.flat else (1, 1)
+    rank = len(activation.sizes if isinstance(activation, RawInput) else activation.axes)
+    trailing = (1,) * (rank - 1)
     parts = [channels_of(node, part.reshape(-1, *trailing), activation) for part in (factor, beta - mean * factor)]
     return activation.then(Scale(parts[0]), Offset(parts[1]))
 
@@ -101,17 +108,20 @@ def relu(translator: Translator, node: Node) -> RawInput | Activation:
     return translator.operand(node).then(Clamp(np.float32(0), np.float32(np.inf)))
 
 
-def clip(translator: Translator, node: Node) -> RawInput | Activation:
+def clip(translator: Translator, node: Node) -> Value:
     limits = []
     for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
         array = translator.array(node, index, name)
         limits.append(np.float32(node.attributes.get(name, default) if array is None else array.reshape(-1)[0]))
     if not limits[0] <= limits[1]:
         raise UnsupportedAttribute(f"{node}: min must not exceed max, not {limits[0]} and {limits[1]}")
+    value = translator.values[node.inputs[0]]
+    if isinstance(value, Levels):
+        return narrowed(node, value, *limits)
     return translator.operand(node).then(Clamp(*limits))
 
 
-HANDLERS: dict[str, Callable[[Translator, Node], RawInput | Activation]] = {
+HANDLERS: dict[str, Handler] = {
     "Add": add,
     "BatchNormalization": batch_normalization,
     "Clip": clip,

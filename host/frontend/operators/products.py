@@ -13,28 +13,32 @@ import numpy as np
 
 from sentei.host.arithmetic.float_chain import Offset
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
+from sentei.host.frontend.axes import from_model, map_axes, sizes
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.translator import Constant, Translator, resolve_pads
-from sentei.host.frontend.values import Activation
-from sentei.host.network.ir import Conv, Pads
+from sentei.host.frontend.translator import Translator, by_rows_and_columns, resolve_pads
+from sentei.host.frontend.values import Activation, Constant
+from sentei.host.network.ir import Conv, Pads, Shape
 
 
 def conv(translator: Translator, node: Node) -> Activation:
-    activation = translator.builder.as_plain(translator.activation(node), str(node))
+    activation = translator.map_of(node, translator.builder.as_plain(translator.activation(node), str(node)))
     levels, scale = weights(translator, node, 1)
-    if levels.ndim != 4 or activation.flat:
+    rank = len(activation.axes) - 1
+    if levels.ndim != rank + 2:
         raise UnsupportedAttribute(
-            f"{node}: kernel must have 2 dimensions, not {levels.ndim - 2}: use 2-D convolutions"
+            f"{node}: kernel must have {rank} dimensions, not {levels.ndim - 2}: use 2-D convolutions"
         )
-    levels = grouped(dilated(levels, node.attributes.get("dilations", [1, 1])), node.attributes.get("group", 1))
+    levels = levels.reshape(*levels.shape[:2], *by_rows_and_columns(activation, list(levels.shape[2:])))
+    dilations = by_rows_and_columns(activation, node.attributes.get("dilations", [1] * rank))
+    levels = grouped(dilated(levels, dilations), node.attributes.get("group", 1))
     if levels.shape[1] != activation.shape.channels:
         raise UnsupportedAttribute(f"{node}: weights read {levels.shape[1]} channels, not {activation.shape.channels}")
-    strides = tuple(node.attributes.get("strides", [1, 1]))
+    strides = by_rows_and_columns(activation, node.attributes.get("strides", [1] * rank))
     # A Pad before the convolution counts as part of the map when auto_pad resolves, and is merged afterwards.
-    own = resolve_pads(node, activation.shape, levels.shape[2:], strides)
+    own = resolve_pads(node, activation, levels.shape[2:], strides)
     pads = Pads(*(a + b for a, b in zip(own, activation.pads, strict=True)))
     op = Conv(node.name, activation.source, "", levels.astype(np.int16), strides, pads)
-    result = translator.accumulate(node, activation, op, scale)
+    result = translator.accumulate(node, activation, op, scale, map_axes(activation.axes))
     bias = translator.array(node, 2, "bias")
     # onnxruntime adds a convolution's bias once, after the sum.
     return result if bias is None else result.then(Offset(bias.astype(np.float32)))
@@ -53,28 +57,35 @@ def gemm(translator: Translator, node: Node) -> Activation:
 
 
 def fully_connected(translator: Translator, node: Node, transposed: bool) -> Activation:
-    """A matrix product as a convolution whose kernel covers the map."""
+    """A matrix product as a convolution: its kernel covers what the model's last axis runs over, the map or a pixel."""
     activation = translator.builder.as_plain(translator.activation(node), str(node))
     levels, scale = weights(translator, node, 1, 0 if transposed else 1)
-    features = math.prod(activation.shape)
+    *others, last = activation.axes or ((),)
+    shape = activation.shape
     matrix = levels if transposed else levels.T
-    if not activation.flat or matrix.ndim != 2 or matrix.shape[1] != features:
+    window = [shape[part] if part in last else 1 for part in range(3)]
+    features = math.prod(window)
+    whole = all(len(axis) == 0 for axis in others)
+    by_pixel = last in ((0,), ()) and all(axis in ((), (1,), (2,)) for axis in others)
+    if matrix.ndim != 2 or matrix.shape[1] != features or not (whole or by_pixel):
         raise UnsupportedAttribute(
-            f"{node}: must multiply (N, {features}) by ({features}, outputs), not weights {levels.shape} "
-            f"and {'flat' if activation.flat else '4-D'} activations: put a Flatten before it"
+            f"{node}: must multiply (N, {math.prod(shape)}) by ({math.prod(shape)}, outputs), not "
+            f"({', '.join(map(str, ('N', *sizes(activation.axes, shape))))}) by {levels.shape}: put a Flatten before it"
         )
-    op = Conv(node.name, activation.source, "", matrix.reshape(-1, *activation.shape).astype(np.int16))
+    kernel = from_model(matrix.reshape(len(matrix), -1), (last,), Shape(*window))
+    op = Conv(node.name, activation.source, "", kernel.astype(np.int16))
+    axes = (*others, (0,))
     bias = translator.array(node, 2, "bias")
     if bias is None:
-        return translator.accumulate(node, activation, op, scale)
+        return translator.accumulate(node, activation, op, scale, axes)
     try:
         bias = np.broadcast_to(bias, (1, len(matrix))).reshape(-1).astype(np.float32)
     except ValueError:
         raise UnsupportedAttribute(f"{node}: bias must have {len(matrix)} elements, not shape {bias.shape}") from None
-    result = translator.accumulate(node, activation, op, scale, bias)
+    result = translator.accumulate(node, activation, op, scale, axes, bias)
     if not result.chain.known:
         return result
-    return translator.accumulate(node, activation, op, scale).then(Offset(bias))
+    return translator.accumulate(node, activation, op, scale, axes).then(Offset(bias))
 
 
 def weights(translator: Translator, node: Node, index: int, channel_axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +93,9 @@ def weights(translator: Translator, node: Node, index: int, channel_axis: int = 
     value = translator.values[node.inputs[index]]
     if not isinstance(value, Constant):
         raise UnsupportedOperator(f"{node}: weights must be constant, not computed from the input")
+    if value.levels is None and np.array_equal(value.values, np.round(value.values)) and value.values.any():
+        ones = np.ones(value.values.shape, np.float32)  # whole numbers are levels, as FINN has them
+        value = Constant(value.values, value.values.astype(np.int64), ones, bits_of(value.values))
     if value.levels is None:
         raise MissingScale(f"{node}: weights are not quantized: put a Quant node of at most 8 bits on them")
     if value.bits > 8 or value.levels.max(initial=0) > 127 or value.levels.min(initial=0) < -128:
@@ -95,7 +109,12 @@ def weights(translator: Translator, node: Node, index: int, channel_axis: int = 
     return value.levels, scale[:, 0]
 
 
-def dilated(levels: np.ndarray, dilations: list[int]) -> np.ndarray:
+def bits_of(levels: np.ndarray) -> int:
+    """Signed bits that whole numbers take."""
+    return 1 + int(max(levels.max(initial=0), -1 - levels.min(initial=0))).bit_length()
+
+
+def dilated(levels: np.ndarray, dilations: tuple[int, int]) -> np.ndarray:
     """OIHW kernels with zeros stuffed between their elements."""
     outputs, inputs, *kernel = levels.shape
     result = np.zeros(
