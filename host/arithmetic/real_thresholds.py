@@ -14,15 +14,18 @@ import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Quantizer
 from sentei.host.arithmetic.thresholds import (
+    between,
     levels_of_steps,
     on_lines,
+    reached_at,
     reaching_in_float,
     refuse,
     residual_integers,
     smallest_reaching,
 )
 from sentei.host.errors import InexactModel
-from sentei.host.network.ir import Requantize, Tensor
+from sentei.host.network.ir import Requantize, Tensor, residual_codes
+from sentei.host.network.lines import FREE
 from sentei.overlay.program import Doubt
 
 
@@ -59,6 +62,42 @@ def requantize_as_meant(
     if not sums.any():
         return spec, None
     return spec, Doubt(op, int(sums.sum()), int((sums > 0).sum()), int(ties.sum()))
+
+
+def requantize_sum_as_meant(
+    op: str,
+    chain: Chain,
+    quantizer: Quantizer,
+    limits: tuple[np.ndarray, np.ndarray],
+    residual: Tensor,
+    base: int,
+    factors: np.ndarray,
+) -> tuple[Requantize, Doubt | None]:
+    """`requantize_as_meant` of a chain that adds `residual`, for sums that have it as a term: base * accumulator +
+    factors[c] * residual. `limits` are those of the accumulator without it.
+
+    Where no threshold of such sums decides as the two together mean, the nearest one does, and those for which it
+    decides otherwise are counted, too.
+    """
+    low, high = limits
+    integers = residual_integers(residual)
+    descending = falls_as_meant(op, chain, quantizer, low, high, integers)
+    meant = reaching_as_meant(chain, quantizer, low, high, integers, descending)
+    added = (factors[:, None] * integers)[:, None, :]
+    below = np.where(meant > low[:, None, None], base * (meant - 1) + added + 1, -FREE).max(2)
+    above = np.where(meant <= high[:, None, None], base * meant + added, FREE).min(2)
+    middle = (below + above) // 2
+    crossed = below > above
+    least, most = np.where(crossed, middle, below), np.where(crossed, middle, above)
+    spec, exists = between(least[:, :, None], most[:, :, None], descending, residual_codes(None))
+    if not exists.all():
+        refuse(op, chain, quantizer, residual, exists)
+    found = -((added - reached_at(spec)[:, :, None]) // base)  # rounded up
+    wrong = np.abs(np.clip(found, low[:, None, None], high[:, None, None] + 1) - meant).sum((1, 2))
+    sides = [reaching_in_float(chain, quantizer, low, high, integers, descending, side) for side in (-1, 1)]
+    first, last = np.minimum(np.minimum(*sides), meant), np.maximum(np.maximum(*sides), meant)
+    sums = wrong + (last - first).sum((1, 2))
+    return spec, Doubt(op, int(sums.sum()), int((sums > 0).sum())) if sums.any() else None
 
 
 def falls_as_meant(

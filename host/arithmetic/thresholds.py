@@ -16,6 +16,7 @@ that there is none.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,43 +53,62 @@ def on_lines(
     smallest: np.ndarray, low: np.ndarray, high: np.ndarray, descending: np.ndarray, residual: Tensor | None
 ) -> tuple[Requantize, np.ndarray]:
     """The `Requantize` that reaches the levels at `smallest` (C, 15, R), and whether each channel (C,) has one."""
-    never, always = smallest > high[:, None, None], smallest <= low[:, None, None]
-    first, last = always.sum(1), LEVELS - never.sum(1)  # (C, R): thresholds reached at either end
+    least = np.where(smallest <= low[:, None, None], -FREE, smallest)
+    most = np.where(smallest > high[:, None, None], FREE, smallest)
+    spec, exists = between(least, most, descending, residual_codes(residual))
+    return replace(spec, residual=residual.name if residual else None), exists
+
+
+def between(least: np.ndarray, most: np.ndarray, descending: np.ndarray, codes: range) -> tuple[Requantize, np.ndarray]:
+    """The `Requantize` that reaches each level somewhere from `least` to `most` (C, 15, R), for a residual of these
+    codes; and whether each channel (C,) has one. -FREE: it is always reached; FREE: never."""
+    first, last = (least <= -FREE).sum(1), LEVELS - (most >= FREE).sum(1)  # (C, R): thresholds reached at either end
     lowest = np.where(descending, LEVELS - last.max(1), first.min(1))
     highest = np.where(descending, LEVELS - first.min(1), last.max(1))
-    lower, upper = bounds(smallest, never, always, descending, lowest, highest, residual_codes(residual))
+    lower, upper = bounds(least, most, descending, lowest, highest, codes)
     lines, exists = find(lower, upper)
     thresholds = lines.thresholds(NUMBERS)
     exists &= ((lower <= thresholds) & (thresholds <= upper)).all(1)
-    name = residual.name if residual else None
-    return Requantize(thresholds, descending, lowest, highest - lowest, name), exists
+    return Requantize(thresholds, descending, lowest, highest - lowest), exists
 
 
 def bounds(
-    smallest: np.ndarray,
-    never: np.ndarray,
-    always: np.ndarray,
+    least: np.ndarray,
+    most: np.ndarray,
     descending: np.ndarray,
     lowest: np.ndarray,
     highest: np.ndarray,
     codes: range,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(lower, upper) of each channel's thresholds, int64 (C, 31); contradictions leave lower > upper."""
-    channels = np.arange(len(smallest))
+    channels = np.arange(len(least))
     lower = np.full((len(channels), THRESHOLDS + 1), -FREE)
     upper = np.full((len(channels), THRESHOLDS + 1), FREE)
     for reached in range(LEVELS):
         level = np.where(descending, LEVELS - reached, reached + 1)
         counts = (lowest < level) & (level <= highest)
         for column, code in enumerate(codes):
-            number = 16 + np.where(descending, code - (level - lowest), level - lowest - code)
-            number = np.where(counts, number, 0)
-            value = smallest[:, reached, column]
-            least = np.where(always[:, reached, column], -FREE, value)
-            most = np.where(never[:, reached, column], FREE, value)
-            lower[channels, number] = np.maximum(lower[channels, number], least)
-            upper[channels, number] = np.minimum(upper[channels, number], most)
+            number = np.where(counts, number_of(level, lowest, descending, code), 0)
+            lower[channels, number] = np.maximum(lower[channels, number], least[:, reached, column])
+            upper[channels, number] = np.minimum(upper[channels, number], most[:, reached, column])
     return lower[:, 1:], upper[:, 1:]
+
+
+def number_of(level: np.ndarray, lowest: np.ndarray, descending: np.ndarray, code: int) -> np.ndarray:
+    """The number of the threshold that decides about a level, counted from 1, for a residual's code."""
+    return 16 + np.where(descending, code - (level - lowest), level - lowest - code)
+
+
+def reached_at(spec: Requantize) -> np.ndarray:
+    """int64 (C, 15): the sum at which each level is reached without a residual; -FREE: always, FREE: never."""
+    steps = np.arange(LEVELS)
+    level = np.where(spec.descending[:, None], LEVELS - steps, steps + 1)
+    lowest, highest = spec.low[:, None], (spec.low + spec.span)[:, None]
+    number = number_of(level, lowest, spec.descending[:, None], NO_RESIDUAL)
+    found = np.take_along_axis(spec.thresholds, np.clip(number, 1, THRESHOLDS) - 1, 1)
+    always = np.where(spec.descending[:, None], level > highest, level <= lowest)
+    never = np.where(spec.descending[:, None], level <= lowest, level > highest)
+    return np.where(always, -FREE, np.where(never, FREE, found))
 
 
 def refuse(op: str, chain: Chain, quantizer: Quantizer, residual: Tensor | None, exists: np.ndarray) -> None:

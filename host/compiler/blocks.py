@@ -12,8 +12,15 @@ import numpy as np
 
 from sentei.host.compiler.placement import Placement
 from sentei.host.compiler.steps import NIBBLE, Steps, check_wide, nibble_steps, split_passes, weight_digits
-from sentei.host.compiler.tables import Tables, Tile, single_pixel_tiles, whole_plane_tiles, window_tiles
-from sentei.host.network.ir import Conv, Pool, kernel_of
+from sentei.host.compiler.tables import (
+    Tables,
+    Tile,
+    picture_starts,
+    single_pixel_tiles,
+    whole_plane_tiles,
+    window_tiles,
+)
+from sentei.host.network.ir import Conv, Pool, Term, kernel_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import LANE_SUM_BITS, STEP
@@ -47,7 +54,9 @@ def is_single_pixel(target: PlaneLayout) -> bool:
     return target.height == target.width == 1
 
 
-def window_slots(op: Conv | Pool, layout: PlaneLayout, single: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def window_slots(
+    op: Conv | Pool | Term, layout: PlaneLayout, single: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(words, taps, inside) of the coordinates of the window, in the order (ky, kx): word within the plane and tap
     number, int64, and whether the coordinate is read at all."""
     rows, columns = kernel_of(op)
@@ -60,30 +69,66 @@ def window_slots(op: Conv | Pool, layout: PlaneLayout, single: bool) -> tuple[np
     return position // layout.lanes, position % layout.lanes, inside
 
 
-def conv_blocks(op: Conv, source: Placement, single: bool, late: np.ndarray, geometry: Geometry) -> list[Block]:
-    """Blocks of a convolution, slots in the order (input channel, ky, kx), those of `late` (C,) bool channels last."""
-    layout = source.layout
+def conv_blocks(
+    op: Conv, placed: dict[str, Placement], single: bool, late: np.ndarray, geometry: Geometry
+) -> list[Block]:
+    """Blocks of a convolution, slots in the order (term, input channel, ky, kx), those of `late` (C,) bool channels, of
+    all terms, last."""
     columns = geometry.group_columns
-    words, taps, inside = window_slots(op, layout, single)
-    channel = np.arange(layout.channels)[:, None] * (layout.nibbles * layout.stride)
-    planes = (source.address + channel + words[None, inside]).ravel()
-    taps = np.tile(taps[inside], layout.channels)
-    late_slots = np.repeat(late, int(inside.sum()))
-    largest = NIBBLE if layout.nibbles > 1 else layout.high + layout.bias
+    firsts = first_taps(op, placed, single)
+    slots = [Slots(term, placed[term.input], tap, single) for term, tap in zip(op.terms, firsts, strict=True)]
+    ends = np.cumsum([placed[term.input].layout.channels for term in op.terms])[:-1]
+    lates = np.split(late, ends)
+    largest = max(part.largest for part in slots)
     blocks = []
     for first in range(0, len(op.weights), columns):
-        part = op.weights[first : first + columns].astype(np.int64)
-        weights = np.zeros((len(planes), columns), np.int64)
-        weights[:, : len(part)] = part.reshape(len(part), layout.channels, -1)[:, :, inside].reshape(len(part), -1).T
         powers: dict[int, list[Steps]] = {}
+        bias = np.zeros(columns, np.int64)
+        for part, of_part in zip(slots, lates, strict=True):
+            bias += part.add_steps(powers, first, of_part, columns)
+        passes, _ = split_passes(powers, columns, largest, geometry, op.name)
+        channels = min(columns, len(op.weights) - first)
+        blocks.append(Block(first, channels, passes, bias[:channels]))
+    return blocks
+
+
+class Slots:
+    """The slots of a convolution's term: where each reads, through which of the tiles' taps from `first_tap` on."""
+
+    def __init__(self, term: Term, source: Placement, first_tap: int, single: bool):
+        layout = source.layout
+        words, taps, self.inside = window_slots(term, layout, single)
+        channel = np.arange(layout.channels)[:, None] * (layout.nibbles * layout.stride)
+        self.term, self.layout = term, layout
+        self.planes = (source.address + channel + words[None, self.inside]).ravel()
+        self.taps = np.tile(first_tap + taps[self.inside], layout.channels)
+        self.largest = NIBBLE if layout.nibbles > 1 else layout.high + layout.bias
+
+    def add_steps(self, powers: dict[int, list[Steps]], first: int, late: np.ndarray, columns: int) -> np.ndarray:
+        """Add the steps of `columns` output channels from `first` on to those of each power of 16; returns what their
+        sums contain on top, int64 (columns,), because the tensor is stored with a bias."""
+        layout, count = self.layout, len(self.planes)
+        part = self.term.weights[first : first + columns].astype(np.int64)
+        weights = np.zeros((count, columns), np.int64)
+        inside = part.reshape(len(part), layout.channels, -1)[:, :, self.inside]
+        weights[:, : len(part)] = inside.reshape(len(part), -1).T
+        late_slots = np.repeat(late, int(self.inside.sum()))
         for j, digit in enumerate(weight_digits(weights)):
             for i in range(layout.nibbles):
-                pad = layout.bias >> ACTIVATION_BITS * i & NIBBLE
-                slots = Steps(planes + i * layout.stride, taps, digit, np.full(len(planes), pad), late_slots)
-                powers.setdefault(i + j, []).append(nibble_steps(slots))
-        passes, _ = split_passes(powers, columns, largest, geometry, op.name)
-        blocks.append(Block(first, len(part), passes, (weights.sum(0) * layout.bias)[: len(part)]))
-    return blocks
+                pad = np.full(count, layout.bias >> ACTIVATION_BITS * i & NIBBLE)
+                steps = Steps(self.planes + i * layout.stride, self.taps, digit, pad, late_slots)
+                powers.setdefault(i + j, []).append(nibble_steps(steps))
+        return weights.sum(0) * layout.bias
+
+
+def first_taps(op: Conv, placed: dict[str, Placement], single: bool) -> list[int]:
+    """The first of each term's taps within the tiles' rows. Terms that read pixel by pixel share the taps, one for each
+    lane, if their pictures begin at the same places."""
+    if single:
+        starts = picture_starts([placed[term.input].layout for term in op.terms])
+        return [start * placed[op.input].layout.lanes for start in starts]
+    sizes = [kernel_of(term)[0] * kernel_of(term)[1] for term in op.terms]
+    return [sum(sizes[:number]) for number in range(len(sizes))]
 
 
 def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | None, geometry: Geometry) -> list[Block]:
@@ -146,25 +191,26 @@ def tiles_of(op: Conv | Pool, placed: dict[str, Placement], tables: Tables) -> t
     source, target = placed[op.input], placed[op.output]
     if sums_whole_plane(op, source.layout):
         return whole_plane_tiles(tables, source.layout, target.layout)
+    terms = op.terms if isinstance(op, Conv) else (op,)
+    layouts = [placed[term.input].layout for term in terms]
     if is_single_pixel(target.layout):
-        return single_pixel_tiles(tables, source.layout, target.layout), None
-    rows, columns = kernel_of(op)
-    if rows * columns > MAX_TAPS:
-        raise CapacityError(
-            f"{op.name}: kernel {rows}x{columns} has more than {MAX_TAPS} coordinates; use a smaller one"
-        )
-    if is_single_pixel(source.layout) and source.layout.pictures > 1:
+        return single_pixel_tiles(tables, layouts, target.layout), None
+    windows = [kernel_of(term) for term in terms]
+    if sum(rows * columns for rows, columns in windows) > MAX_TAPS:
+        found = " and ".join(f"{rows}x{columns}" for rows, columns in windows)
+        raise CapacityError(f"{op.name}: kernel {found} has more than {MAX_TAPS} coordinates; use a smaller one")
+    if any(is_single_pixel(layout) for layout in layouts) and target.layout.pictures > 1:
         raise CapacityError(f"{op.name}: enlarges a map of one pixel, which no batch can; compile for single pictures")
-    pads = (op.pads.top, op.pads.left)
-    return window_tiles(tables, source.layout, target.layout, (rows, columns), op.stride, pads), None
+    return window_tiles(tables, layouts, target.layout, terms), None
 
 
 def blocks_of(
     op: Conv | Pool, placed: dict[str, Placement], words: list[int] | None, late: np.ndarray, geometry: Geometry
 ) -> list[Block]:
-    """An operator's blocks; `words` as `tiles_of` gave them, `late` (C,) bool: input channels to be read last."""
+    """An operator's blocks; `words` as `tiles_of` gave them, `late` (C,) bool: input channels, of all
+    terms, to be read last."""
     source = placed[op.input]
     single = is_single_pixel(placed[op.output].layout)
     if isinstance(op, Conv):
-        return conv_blocks(op, source, single, late, geometry)
+        return conv_blocks(op, placed, single, late, geometry)
     return pool_blocks(op, source, single, words, geometry)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from sentei.host.compiler.channel_entries import counting
 from sentei.host.compiler.emit import Emitter
 from sentei.host.compiler.pack import pack_streams
@@ -29,28 +31,31 @@ def without_idle_weights(network: Network) -> Network:
     for op in network.ops:
         if isinstance(op, Conv) and op.requantize is not None:
             spec = op.requantize
-            low, high = accumulator_range(op, network.tensors[op.input])
+            low, high = accumulator_range(op, network.tensors)
             residual = network.tensors[spec.residual] if spec.residual else None
             inside = (low[:, None] < spec.thresholds) & (spec.thresholds <= high[:, None])
             used = (inside & counting(spec, residual_codes(residual))).any(1)
-            op = replace(op, weights=op.weights * used[:, None, None, None].astype(op.weights.dtype))
+            kept = used[:, None, None, None]
+            addends = tuple(replace(term, weights=np.where(kept, term.weights, 0)) for term in op.addends)
+            op = replace(op, weights=np.where(kept, op.weights, 0), addends=addends)
         ops.append(op)
     return replace(network, ops=tuple(ops))
 
 
 def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerInfo:
     """What reports say of an operator."""
-    source, target = network.tensors[op.input], network.tensors[op.output]
+    target = network.tensors[op.output]
     if isinstance(op, Pool):
         return LayerInfo(op.name, f"{op.kind} pool", op.output, 0, 0, 0.0)
     pixels = target.shape.height * target.shape.width
-    nibbles = -(-source.bits // ACTIVATION_BITS)
-    dense = op.weights.size * len(weight_digits(op.weights)) * nibbles * pixels
-    kept = 0
-    for first in range(0, len(op.weights), geometry.group_columns):
-        part = op.weights[first : first + geometry.group_columns]
-        kept += sum(int((digit != 0).any(axis=0).sum()) for digit in weight_digits(part)) * len(part)
-    macs = kept * nibbles * pixels
+    dense = macs = 0
+    for term in op.terms:
+        nibbles = -(-network.tensors[term.input].bits // ACTIVATION_BITS)
+        dense += term.weights.size * len(weight_digits(term.weights)) * nibbles * pixels
+        for first in range(0, len(term.weights), geometry.group_columns):
+            part = term.weights[first : first + geometry.group_columns]
+            kept = sum(int((digit != 0).any(axis=0).sum()) for digit in weight_digits(part)) * len(part)
+            macs += kept * nibbles * pixels
     kernel = f"{op.weights.shape[2]}x{op.weights.shape[3]}"
     return LayerInfo(op.name, f"conv {kernel}", op.output, macs, dense, macs / geometry.array_macs)
 

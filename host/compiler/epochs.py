@@ -71,9 +71,16 @@ def cut(shares: list[list[Task]], tiles: list[Tile], target: Placement, first: i
     return Sections(first, first + count, signals, written)
 
 
-def needs(tiles: list[Tile], written: np.ndarray) -> np.ndarray:
-    """int64 (tiles, C): the epoch in which what each tile reads of each channel is written."""
-    return np.array([written[:, tile.reads].max(axis=1, initial=LONG_AGO) for tile in tiles])
+def needs(tiles: list[Tile], written: list[np.ndarray]) -> np.ndarray:
+    """int64 (tiles, C): the epoch in which what each tile reads of each channel is written, of all terms' channels."""
+    return np.array(
+        [
+            np.concatenate(
+                [of[:, reads].max(axis=1, initial=LONG_AGO) for of, reads in zip(written, tile.reads, strict=True)]
+            )
+            for tile in tiles
+        ]
+    )
 
 
 def late_channels(needed: np.ndarray, first: int) -> np.ndarray:

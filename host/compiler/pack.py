@@ -82,7 +82,7 @@ def entries_of(block: Block, op: Conv | Pool, network: Network, geometry: Geomet
     if spec is None:
         return plain_entries(geometry.group_columns, joins, geometry)
     channels = slice(block.first, block.first + block.channels)
-    low, high = accumulator_range(op, network.tensors[op.input])
+    low, high = accumulator_range(op, network.tensors)
     codes = residual_codes(network.tensors[spec.residual] if spec.residual else None)
     part = Requantize(
         spec.thresholds[channels], spec.descending[channels], spec.low[channels], spec.span[channels], spec.residual

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import lcm
 
-from sentei.host.network.ir import WIDE, Network
+from sentei.host.network.ir import WIDE, Conv, Network, inputs_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.layout import PlaneLayout
@@ -42,9 +42,10 @@ def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
                 common = lcm(*(moduli[name][axis] for name in names))
                 wanted = {}
                 if network.tensors[op.output].shape[1 + axis] > 1:
-                    stride = op.stride[axis]
-                    wanted[op.input] = lcm(moduli[op.input][axis], common * stride)
-                    common = wanted[op.input] // stride
+                    for term in op.terms if isinstance(op, Conv) else (op,):
+                        stride = term.stride[axis]
+                        wanted[term.input] = lcm(moduli[term.input][axis], common * stride)
+                        common = wanted[term.input] // stride
                 fits = all(wanted.setdefault(name, common) == common for name in names)  # the input may be one
                 for name, modulus in wanted.items():
                     changed |= moduli[name][axis] != modulus
@@ -87,7 +88,7 @@ def last_uses(network: Network) -> dict[str, int]:
     """Index of the last operator that reads each tensor; the output lives to the end."""
     uses = dict.fromkeys(network.tensors, -1)
     for index, op in enumerate(network.ops):
-        uses[op.input] = index
+        uses.update(dict.fromkeys(inputs_of(op), index))
         if op.requantize is not None and op.requantize.residual is not None:
             uses[op.requantize.residual] = index
     uses[network.output] = len(network.ops)

@@ -19,7 +19,7 @@ from sentei.host.compiler.epochs import (
 from sentei.host.compiler.placement import Placement
 from sentei.host.compiler.tables import Tables, Tile
 from sentei.host.compiler.tasks import Task, spread
-from sentei.host.network.ir import Conv, Network, Pool
+from sentei.host.network.ir import Conv, Network, Pool, inputs_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 
@@ -47,7 +47,7 @@ def schedule(network: Network, placed: dict[str, Placement], tables: Tables, geo
         with naming(network, op):
             first = layers[-1].sections.last if layers else 0
             tiles, words = tiles_of(op, placed, tables)
-            needed = needs(tiles, written[op.input])
+            needed = needs(tiles, [written[name] for name in inputs_of(op)])
             late = late_channels(needed, first) if isinstance(op, Conv) else np.zeros(needed.shape[1], bool)
             shares = spread(blocks_of(op, placed, words, late, geometry), len(tiles), load, geometry)
             sections = cut(shares, tiles, placed[op.output], first, limit)

@@ -37,11 +37,12 @@ class Steps:
 
 def weight_digits(weights: np.ndarray) -> list[np.ndarray]:
     """Splits integers into arrays of digits of -8..7 with weights = sum(16**j * digits[j]), lowest first; the highest
-    digit may leave that range (then it takes more than one step). Weights that fit in 4 bits are one digit."""
+    digit may be 8 (then it takes two steps). Weights that fit in 4 bits are one digit."""
     if weights.size == 0 or (weights.min() >= -8 and weights.max() <= 7):
         return [weights]
     low = (weights + 8) % 16 - 8
-    return [low, (weights - low) // 16]
+    rest = (weights - low) // 16
+    return [low, rest] if np.abs(rest).max() <= 8 else [low, *weight_digits(rest)]
 
 
 def nibble_steps(slots: Steps) -> Steps:

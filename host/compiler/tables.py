@@ -6,11 +6,13 @@ away the tap's pixels lie, and which lanes of them are inside the map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 
+from sentei.host.network.ir import Conv, Pool, Term, kernel_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import TAP, TILE
@@ -20,12 +22,12 @@ from sentei.overlay.layout import PlaneLayout
 @dataclass(frozen=True)
 class Tile:
     """One tile of an operator: `taps` is the first entry of its row, `source` and `target` are words within a plane,
-    `reads` (words of the input plane,) bool says which of them it needs."""
+    `reads` (words of the input plane,) bool says for each of the operator's terms which of them it needs."""
 
     taps: int
     source: int
     target: int
-    reads: np.ndarray
+    reads: list[np.ndarray]
 
     def pack(self, epoch: int, signal: bool) -> int:
         return TILE.pack(taps=self.taps, input=self.source, output=self.target, epoch=epoch, signal=int(signal))
@@ -111,50 +113,69 @@ def output_words(layout: PlaneLayout) -> list[OutputWord]:
 
 
 def window_tiles(
-    tables: Tables,
-    source: PlaneLayout,
-    target: PlaneLayout,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    pads: tuple[int, int],
+    tables: Tables, sources: list[PlaneLayout], target: PlaneLayout, terms: Sequence[Conv | Pool | Term]
 ) -> list[Tile]:
-    """Tiles of a sliding window. Tap number = ky * kernel columns + kx.
-
-    `pads` are the rows above and columns left of the map.
-    """
+    """Tiles of sliding windows, one of each term. Taps are numbered by term, ky, kx."""
     tiles = []
-    positions = source.positions()
+    positions = [source.positions() for source in sources]
     for here in output_words(target):
-        taps = []
-        reads = np.zeros(source.plane_words, bool)
-        for ky in range(kernel[0]):
-            for kx in range(kernel[1]):
-                row, phase_row = divmod(here.phase_y * stride[0] + ky - pads[0], source.modulus[0])
-                column, phase_column = divmod(here.phase_x * stride[1] + kx - pads[1], source.modulus[1])
-                phase = phase_row * source.modulus[1] + phase_column
-                offset = phase * source.phase_words * source.lanes + row * source.pitch + column
-                y, x = here.y * stride[0] + ky - pads[0], here.x * stride[1] + kx - pads[1]
-                inside = (here.y >= 0) & (y >= 0) & (y < source.height) & (x >= 0) & (x < source.width)
-                # Were a tensor placed wrongly, this is where wrong pixels would be read.
-                lanes = np.flatnonzero(inside)
-                read = here.word * source.lanes + lanes + offset
-                assert (positions[here.picture[lanes], y[lanes], x[lanes]] == read).all(), "placement, window disagree"
-                reads[read // source.lanes] = True
-                taps.append((offset if len(lanes) else 0, inside))
+        taps: list[tuple[int, np.ndarray]] = []
+        reads = []
+        for term, source, position in zip(terms, sources, positions, strict=True):
+            found, read = window_taps(here, term, source, position)
+            taps += found
+            reads.append(read)
         phase = here.phase_y * target.modulus[1] + here.phase_x
         tiles.append(Tile(tables.tap_row(taps), here.word, phase * target.phase_words + here.word, reads))
     return tiles
 
 
-def single_pixel_tiles(tables: Tables, source: PlaneLayout, target: PlaneLayout) -> list[Tile]:
+def window_taps(
+    here: OutputWord, term: Conv | Pool | Term, source: PlaneLayout, positions: np.ndarray
+) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+    """The taps of an output word, and which words of the input plane (words,) bool they read."""
+    taps = []
+    reads = np.zeros(source.plane_words, bool)
+    stride, pads = term.stride, term.pads
+    rows, columns = kernel_of(term)
+    for ky in range(rows):
+        for kx in range(columns):
+            row, phase_row = divmod(here.phase_y * stride[0] + ky - pads.top, source.modulus[0])
+            column, phase_column = divmod(here.phase_x * stride[1] + kx - pads.left, source.modulus[1])
+            phase = phase_row * source.modulus[1] + phase_column
+            offset = phase * source.phase_words * source.lanes + row * source.pitch + column
+            y, x = here.y * stride[0] + ky - pads.top, here.x * stride[1] + kx - pads.left
+            inside = (here.y >= 0) & (y >= 0) & (y < source.height) & (x >= 0) & (x < source.width)
+            # Were a tensor placed wrongly, this is where wrong pixels would be read.
+            lanes = np.flatnonzero(inside)
+            read = here.word * source.lanes + lanes + offset
+            assert (positions[here.picture[lanes], y[lanes], x[lanes]] == read).all(), "placement, window disagree"
+            reads[read // source.lanes] = True
+            taps.append((offset if len(lanes) else 0, inside))
+    return taps, reads
+
+
+def picture_starts(sources: list[PlaneLayout]) -> list[int]:
+    """A number for each layout, from 0 on: those whose pictures begin at the same places have the same one."""
+    pitches = [source.picture_pitch for source in sources]
+    different = list(dict.fromkeys(pitches))
+    return [different.index(pitch) for pitch in pitches]
+
+
+def single_pixel_tiles(tables: Tables, sources: list[PlaneLayout], target: PlaneLayout) -> list[Tile]:
     """The tile of each picture whose 1x1 output map is read pixel by pixel: tap l brings lane l of a word to lane 0,
-    counted from where the picture begins."""
-    first = np.arange(source.lanes) == 0
+    counted from where the picture begins in the first term's tensor. Terms whose pictures begin elsewhere have taps of
+    their own behind these."""
+    lanes = target.lanes
+    first = np.arange(lanes) == 0
+    pitches = list(dict.fromkeys(source.picture_pitch for source in sources))
     tiles = []
-    for picture in range(source.pictures):
-        word, lane = divmod(picture * source.picture_pitch, source.lanes)
-        row = tables.tap_row([(lane + tap, first) for tap in range(source.lanes)])
-        tiles.append(Tile(row, word, target_word(target, picture), words_of(source, picture)))
+    for picture in range(target.pictures):
+        word = picture * sources[0].picture_pitch // lanes
+        begins = [picture * pitch - word * lanes for pitch in pitches]
+        row = tables.tap_row([(begin + tap, first) for begin in begins for tap in range(lanes)])
+        reads = [words_of(source, picture) for source in sources]
+        tiles.append(Tile(row, word, target_word(target, picture), reads))
     return tiles
 
 
@@ -172,7 +193,7 @@ def whole_plane_tiles(tables: Tables, source: PlaneLayout, target: PlaneLayout) 
         inside = np.zeros((source.plane_words + words[-1], source.lanes), bool)
         inside.reshape(-1)[positions[picture]] = True
         row = tables.tap_row([(0, inside[first + word]) for word in words])
-        tiles.append(Tile(row, first, target_word(target, picture), read))
+        tiles.append(Tile(row, first, target_word(target, picture), [read]))
     return tiles, words
 
 

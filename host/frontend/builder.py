@@ -11,11 +11,12 @@ from typing import TypeVar
 import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Quantizer, start_of_tensor
-from sentei.host.arithmetic.real_thresholds import requantize_as_meant
+from sentei.host.arithmetic.real_thresholds import requantize_as_meant, requantize_sum_as_meant
 from sentei.host.arithmetic.thresholds import identity, requantize
 from sentei.host.errors import InexactModel, MissingScale, UnsupportedOperator
 from sentei.host.frontend.axes import Axes, sizes, tidy
 from sentei.host.frontend.model_file import Node
+from sentei.host.frontend.sums import absorbed, with_room
 from sentei.host.frontend.values import QUANTIZE_IT, Activation, Tail, Value
 from sentei.host.network.ir import (
     WIDE,
@@ -146,28 +147,68 @@ class Builder:
 
     def quantize(self, activation: Activation, quantizer: Quantizer, name: str, node: Node) -> Activation:
         """Emit what `activation` waits for and requantize it to the tensor `name`; a plain activation."""
-        op = self.operator_of(activation, node.name)
-        low, high = accumulator_range(op, self.tensors[op.input])
-        residual = self.tensors.get(activation.chain.residual or "")
-        arguments = (f"{node} after {op.name!r}", activation.chain, quantizer, low, high, residual)
-        try:
-            spec = requantize(*arguments)
-        except InexactModel:
-            if self.strict:
-                raise
-            spec, doubt = requantize_as_meant(*arguments)
-            self.doubts += [replace(doubt, layer=op.name)] if doubt else []
+        op = self.requantized(activation, quantizer, node)
         if activation.maximum is not None:
             self.require_rising(activation, activation.maximum, node)
         name = self.free_name(name, set(self.tensors))
         first = f"{name} before {activation.maximum.name}" if activation.maximum else name
         extent = self.extent(op, self.tensors[op.input].shape)
         tensor = quantized_tensor(first, extent, quantizer)
-        self.emit(replace(op, requantize=spec), tensor)
+        self.emit(op, tensor)
         if activation.maximum is not None:
             pool = replace(activation.maximum, name=self.op_name(activation.maximum.name), input=first)
             self.emit(replace(pool, requantize=identity(tensor)), replace(tensor, name=name, shape=activation.shape))
         return self.activation_of(name, str(node), activation.axes)
+
+    def requantized(self, activation: Activation, quantizer: Quantizer, node: Node) -> Conv | Pool:
+        """The operator that `activation` waits for, with its `Requantize`.
+
+        A tensor that is added is the requantizer's residual if its steps are as large as the result's. Else it becomes
+        a term of the sum.
+        """
+        op = self.operator_of(activation, node.name)
+        place = f"{node} after {op.name!r}"
+        residual = self.tensors.get(activation.chain.residual or "")
+        try:
+            return replace(op, requantize=requantize(place, activation.chain, quantizer, *self.reach(op), residual))
+        except InexactModel as error:
+            if residual is not None:
+                merged = self.merged(activation, quantizer, node, place)
+                if merged is not None:
+                    return merged
+            if self.strict:
+                raise
+            refusal = error
+        try:
+            spec, doubt = requantize_as_meant(place, activation.chain, quantizer, *self.reach(op), residual)
+        except InexactModel as error:
+            if residual is None:
+                raise
+            refusal, doubt = error, None
+        else:
+            if residual is None or not (doubt and doubt.ties):
+                self.doubts += [replace(doubt, layer=op.name)] if doubt else []
+                return replace(op, requantize=spec)
+        try:
+            joined, base, factors = with_room(activation, self.tensors)
+        except UnsupportedOperator:
+            raise refusal from None
+        arguments = (place, activation.chain, quantizer, self.reach(op), residual, base, factors)
+        spec, doubt = requantize_sum_as_meant(*arguments)
+        self.doubts += [replace(doubt, layer=op.name)] if doubt else []
+        return replace(joined, name=op.name, requantize=spec)
+
+    def merged(self, activation: Activation, quantizer: Quantizer, node: Node, place: str) -> Conv | Pool | None:
+        """The operator if what its chain adds can be a term of its sum, provably as float32 has it; else None."""
+        try:
+            whole = absorbed(place, activation, self.tensors)
+            op = self.operator_of(whole, node.name)
+            return replace(op, requantize=requantize(place, whole.chain, quantizer, *self.reach(op), None))
+        except (InexactModel, UnsupportedOperator):
+            return None
+
+    def reach(self, op: Conv | Pool) -> tuple[np.ndarray, np.ndarray]:
+        return accumulator_range(op, self.tensors)
 
     def require_rising(self, activation: Activation, maximum: Pool, node: Node) -> None:
         """A maximum can be taken after requantization only if what lies between the two keeps the order."""

@@ -15,6 +15,7 @@ from sentei.host.errors import InexactModel, UnsupportedModel, UnsupportedOperat
 from sentei.host.frontend.axes import FLAT, NCHW, Axes, order, sizes, tidy
 from sentei.host.frontend.builder import Builder
 from sentei.host.frontend.model_file import Graph
+from sentei.host.frontend.sums import absorbed
 from sentei.host.frontend.values import Activation, Tail, Value
 from sentei.host.network.ir import InputOrder, Network, Shape, accumulator_range
 from sentei.overlay.program import Doubt
@@ -30,9 +31,12 @@ def finish(builder: Builder, graph: Graph, output: Value) -> Network:
     place = f"output {graph.output!r}, after {activation.label}"
     if activation.stored_maximum:
         activation = builder.as_plain(activation, place)
-    if activation.maximum is not None or activation.chain.residual is not None:
-        what = "a MaxPool of unquantized values" if activation.maximum else "an unquantized residual addition"
-        raise UnsupportedOperator(f"{place}: the network ends in {what}: end it with a Quant node of at most 4 bits")
+    if activation.maximum is not None:
+        raise UnsupportedOperator(
+            f"{place}: the network ends in a MaxPool of unquantized values: end it with a Quant node of at most 4 bits"
+        )
+    if activation.chain.residual is not None:
+        activation = absorbed(place, activation, builder.tensors)
     if any(activation.pads):
         raise UnsupportedOperator(f"{place}: the network ends in a Pad: remove it")
     rounded = not activation.chain.known or not fits_float32(activation.chain.start.unit)
@@ -49,7 +53,7 @@ def finish(builder: Builder, graph: Graph, output: Value) -> Network:
     name = builder.wide(activation, graph.output) if activation.op is not None else activation.source
     if rounded:
         op = builder.ops[-1]
-        low, high = accumulator_range(op, builder.tensors[op.input])
+        low, high = accumulator_range(op, builder.tensors)
         builder.doubts.append(Doubt(op.name, int((high - low + 1).sum()), len(low), outputs=True))
     return Network(
         graph.name,

@@ -186,7 +186,7 @@ class Translator:
             raise UnsupportedAttribute(
                 f"{node}: window {tuple(kernel_of(op))} does not fit its input {activation.shape}"
             )
-        low, high = accumulator_range(op, source)
+        low, high = accumulator_range(op, self.builder.tensors)
         if (reach := int(max(-low.min(), high.max()))) >= ACCUMULATOR_LIMIT:
             raise UnsupportedBitWidth(
                 f"{node}: accumulator must stay below {ACCUMULATOR_LIMIT} ({WIDE_BITS} bits), not reach {reach}: "

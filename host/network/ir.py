@@ -109,17 +109,36 @@ class Requantize:
 
 
 @dataclass(frozen=True)
+class Term:
+    """A tensor's share of a convolution's sums."""
+
+    input: str
+    weights: np.ndarray  # integers, OIHW
+    stride: tuple[int, int] = (1, 1)
+    pads: Pads = Pads()
+
+
+@dataclass(frozen=True)
 class Conv:
     """2-D convolution (cross-correlation, as in ONNX) with zero padding. A fully connected layer is a Conv whose
-    kernel covers the map. Weights have at most 4 bits, or 8 (then the array needs more passes)."""
+    kernel covers the map. Weights of more than 4 bits need more passes of the array.
+
+    Its sums may have further terms, `addends`: convolutions of other tensors, or of the same one, that yield the same
+    map. So tensors with different scales are added, and the results of two convolutions.
+    """
 
     name: str
     input: str
     output: str
-    weights: np.ndarray  # int16, OIHW
+    weights: np.ndarray  # integers, OIHW
     stride: tuple[int, int] = (1, 1)
     pads: Pads = Pads()
     requantize: Requantize | None = None
+    addends: tuple[Term, ...] = ()
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return (Term(self.input, self.weights, self.stride, self.pads), *self.addends)
 
 
 @dataclass(frozen=True)
@@ -234,7 +253,12 @@ def output_extent(size: int, kernel: int, stride: int, before: int, after: int) 
     return (size + before + after - kernel) // stride + 1
 
 
-def kernel_of(op: Conv | Pool) -> tuple[int, int]:
+def inputs_of(op: Conv | Pool) -> tuple[str, ...]:
+    """The tensors that an operator's accumulator reads."""
+    return tuple(term.input for term in op.terms) if isinstance(op, Conv) else (op.input,)
+
+
+def kernel_of(op: Conv | Pool | Term) -> tuple[int, int]:
     """(rows, columns) of the operator's window."""
     if isinstance(op, Pool):
         return op.kernel
@@ -242,21 +266,28 @@ def kernel_of(op: Conv | Pool) -> tuple[int, int]:
     return rows, columns
 
 
-def accumulator_range(op: Conv | Pool, source: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def accumulator_range(op: Conv | Pool, tensors: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest value, int64 (C,) each, that the accumulator of each output channel can reach.
 
     Includes padding: a padded slot contributes 0, which lies between the products' extremes or widens them.
     """
-    low, high = min(source.low, 0), max(source.high, 0)
     if isinstance(op, Conv):
-        flat = op.weights.reshape(len(op.weights), -1).astype(np.int64)
-        positive, negative = np.maximum(flat, 0).sum(1), np.minimum(flat, 0).sum(1)
-        return positive * low + negative * high, positive * high + negative * low
+        ranges = [term_range(term, tensors[term.input]) for term in op.terms]
+        return np.sum([low for low, _ in ranges], 0), np.sum([high for _, high in ranges], 0)
+    source = tensors[op.input]
     count = op.kernel[0] * op.kernel[1] if op.kind == "sum" else 1
     ones = np.ones(source.shape.channels, np.int64)
     if op.kind == "max":
         return ones * source.low, ones * source.high
-    return ones * low * count, ones * high * count
+    return ones * min(source.low, 0) * count, ones * max(source.high, 0) * count
+
+
+def term_range(term: Term, source: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """`accumulator_range` of one term."""
+    low, high = min(source.low, 0), max(source.high, 0)
+    flat = term.weights.reshape(len(term.weights), -1).astype(np.int64)
+    positive, negative = np.maximum(flat, 0).sum(1), np.minimum(flat, 0).sum(1)
+    return positive * low + negative * high, positive * high + negative * low
 
 
 def residual_codes(residual: Tensor | None) -> range:

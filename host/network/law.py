@@ -13,7 +13,9 @@ from sentei.host.network.ir import (
     Pool,
     Requantize,
     Shape,
+    Term,
     accumulator_range,
+    inputs_of,
     kernel_of,
     output_extent,
 )
@@ -34,32 +36,33 @@ def check(network: Network) -> Network:
     require(len(network.ops) > 0, "network", "must have at least one operator")
     known = {network.input}
     for op in network.ops:
-        for name in (op.input, op.output):
+        for name in (*inputs_of(op), op.output):
             require(name in tensors, op.name, f"tensor {name!r} is not described")
-        require(op.input in known, op.name, f"input {op.input!r} is not computed before it")
+        for name in inputs_of(op):
+            require(name in known, op.name, f"input {name!r} is not computed before it")
         require(op.output not in known, op.name, f"output {op.output!r} is computed twice")
         source, target = tensors[op.input], tensors[op.output]
         kernel = kernel_of(op)
-        expected = Shape(
-            len(op.weights) if isinstance(op, Conv) else source.shape.channels,
-            output_extent(source.shape.height, kernel[0], op.stride[0], op.pads.top, op.pads.bottom),
-            output_extent(source.shape.width, kernel[1], op.stride[1], op.pads.left, op.pads.right),
-        )
-        require(min(expected) >= 1, op.name, f"window {kernel} does not fit input {tuple(source.shape)}")
-        require(target.shape == expected, op.name, f"output must be {tuple(expected)}, not {tuple(target.shape)}")
-        require(min(op.pads) >= 0 and min(op.stride) >= 1, op.name, "pads must be >= 0 and strides >= 1")
-        require(source.bits <= 4 or op.input == network.input, op.name, f"input {source.name!r} must have <= 4 bits")
-        if isinstance(op, Conv):
-            require(op.weights.ndim == 4, op.name, "weights must be OIHW")
-            require(op.weights.shape[1] == source.shape.channels, op.name, "weights and input disagree on channels")
-            limit = np.abs(op.weights.astype(np.int64)).max(initial=0)
-            require(limit <= 128, op.name, f"weights must have at most 8 bits, not magnitude {limit}")
-        else:
+        for term in op.terms if isinstance(op, Conv) else (op,):
+            read, window = tensors[term.input], kernel_of(term)
+            expected = Shape(
+                read.shape.channels if isinstance(term, Pool) else len(term.weights),
+                output_extent(read.shape.height, window[0], term.stride[0], term.pads.top, term.pads.bottom),
+                output_extent(read.shape.width, window[1], term.stride[1], term.pads.left, term.pads.right),
+            )
+            require(min(expected) >= 1, op.name, f"window {window} does not fit input {tuple(read.shape)}")
+            require(target.shape == expected, op.name, f"output must be {tuple(expected)}, not {tuple(target.shape)}")
+            require(min(term.pads) >= 0 and min(term.stride) >= 1, op.name, "pads must be >= 0 and strides >= 1")
+            require(read.bits <= 4 or term.input == network.input, op.name, f"input {read.name!r} must have <= 4 bits")
+            if isinstance(term, Term):
+                require(term.weights.ndim == 4, op.name, "weights must be OIHW")
+                require(term.weights.shape[1] == read.shape.channels, op.name, "weights and input disagree on channels")
+        if isinstance(op, Pool):
             require(op.kind in ("max", "sum"), op.name, f"kind must be 'max' or 'sum', not {op.kind!r}")
             require(source.bits <= 4 or op.kind == "sum", op.name, "maximum needs an input of at most 4 bits")
             inside = op.pads.top < kernel[0] > op.pads.bottom and op.pads.left < kernel[1] > op.pads.right
             require(op.kind == "sum" or inside, op.name, f"pads {tuple(op.pads)} of a maximum must be below {kernel}")
-        reach = np.max(np.abs(accumulator_range(op, source)), axis=0)
+        reach = np.max(np.abs(accumulator_range(op, tensors)), axis=0)
         text = f"accumulator must stay below {ACCUMULATOR_LIMIT}, not reach {reach.max()}"
         require(bool(reach.max() < ACCUMULATOR_LIMIT), op.name, text)
         if op.requantize is None:

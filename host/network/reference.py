@@ -24,7 +24,9 @@ from sentei.host.network.ir import (
     Pool,
     Requantize,
     Tensor,
+    Term,
     accumulator_range,
+    inputs_of,
     kernel_of,
 )
 from sentei.host.network.law import check
@@ -101,7 +103,7 @@ def storage_type(tensor: Tensor) -> type:
 def operands(op: Conv | Pool) -> tuple[str, ...]:
     """Names of the tensors that an operator reads."""
     residual = op.requantize.residual if op.requantize else None
-    return (op.input,) if residual is None else (op.input, residual)
+    return inputs_of(op) if residual is None else (*inputs_of(op), residual)
 
 
 def chunks(network: Network, count: int) -> Iterator[slice]:
@@ -120,18 +122,19 @@ def execute(op: Conv | Pool, values: dict[str, np.ndarray], tensors: dict[str, T
     activations = values[op.input]
     count = activations.shape[1]
     output: np.ndarray = np.empty((target.shape.channels, count, *target.shape[1:]), storage_type(target))
-    product = Product(op.weights) if isinstance(op, Conv) else None
-    rows = len(product.slots) if product else target.shape.channels
+    products = [(Product(term), values[term.input]) for term in op.terms] if isinstance(op, Conv) else []
+    rows = max([len(product.slots) for product, _ in products], default=target.shape.channels)
     if op.requantize is not None:
-        low, high = accumulator_range(op, source)
+        low, high = accumulator_range(op, tensors)
         levels = Levels(op.requantize, low, high, target.bias)
     step = max(1, COLUMN_BYTES // max(1, rows * target.shape.height * target.shape.width * 4))
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
-        if product:
-            accumulators = product(op, activations[:, part], target.shape[1:])
-        else:
+        if isinstance(op, Pool):
             accumulators = pool(op, activations[:, part], target.shape[1:], source.low)
+        else:
+            first, *others = (product(read[:, part], target.shape[1:]) for product, read in products)
+            accumulators = sum(others, start=first)
         if op.requantize is None:
             output[:, part] = accumulators
         else:
@@ -143,13 +146,15 @@ def execute(op: Conv | Pool, values: dict[str, np.ndarray], tensors: dict[str, T
 
 
 class Product:
-    """A convolution's weights, split into matrix products over the slots that carry a weight.
+    """A convolution's term, its weights split into matrix products over the slots that carry one.
 
     Output channels that read the same input channels share a product where that saves at least half of the work
     (depthwise and grouped convolutions are dense matrices full of zeros); otherwise there is one product for all.
     """
 
-    def __init__(self, weights: np.ndarray) -> None:
+    def __init__(self, term: Term) -> None:
+        self.term = term
+        weights = term.weights
         flat = weights.reshape(len(weights), -1)
         self.slots = np.flatnonzero(flat.any(0))
         matrix = flat[:, self.slots].astype(np.float32)
@@ -163,18 +168,19 @@ class Product:
         if 2 * sum(part.size for _, _, part in self.parts) > matrix.size:
             self.parts = [(slice(None), slice(None), matrix)]
 
-    def __call__(self, op: Conv, activations: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
-        """Accumulators (O, N, height, width) of activations (C, N, H, W)."""
+    def __call__(self, activations: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
+        """float32 sums (O, N, height, width) of activations (C, N, H, W)."""
         count = activations.shape[1]
         columns = np.empty((len(self.slots), count, *extent), np.float32)
-        padded = pad(activations, op.pads, 0)
-        for row, (channel, y, x) in enumerate(zip(*np.unravel_index(self.slots, op.weights.shape[1:]), strict=True)):
-            columns[row] = shifted(padded[channel], y, x, op.stride, extent)
+        padded = pad(activations, self.term.pads, 0)
+        shape = self.term.weights.shape
+        for row, (channel, y, x) in enumerate(zip(*np.unravel_index(self.slots, shape[1:]), strict=True)):
+            columns[row] = shifted(padded[channel], y, x, self.term.stride, extent)
         columns = columns.reshape(len(self.slots), count * extent[0] * extent[1])
-        accumulators = np.empty((len(op.weights), columns.shape[1]), np.float32)
+        accumulators = np.empty((shape[0], columns.shape[1]), np.float32)
         for outputs, rows, matrix in self.parts:
             accumulators[outputs] = matrix @ columns[rows]
-        return accumulators.reshape(len(op.weights), count, *extent)
+        return accumulators.reshape(shape[0], count, *extent)
 
 
 def contiguous(indices: np.ndarray) -> slice | np.ndarray:

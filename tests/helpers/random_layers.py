@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from sentei.host.network.ir import (
+    ACCUMULATOR_LIMIT,
     WIDE,
     Conv,
     Network,
@@ -13,6 +16,7 @@ from sentei.host.network.ir import (
     Requantize,
     Shape,
     Tensor,
+    Term,
     accumulator_range,
     output_extent,
 )
@@ -52,11 +56,11 @@ def even_thresholds(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
 
 def random_requantize(rng, op, tensors: dict[str, Tensor], residual: str | None) -> Requantize:
     """Random even thresholds, most of them around the reachable range, and any range of results."""
-    source, target = tensors[op.input], tensors[op.output]
-    low, high = accumulator_range(op, source)
+    target = tensors[op.output]
+    low, high = accumulator_range(op, tensors)
     channels = target.shape.channels
     thresholds = even_thresholds(rng, np.maximum(np.maximum(-low, high), 1))
-    lowest = target.low + (8 if target.signed else 0)
+    lowest = target.low + target.bias
     levels = target.high - target.low
     narrow = rng.random(channels) < 0.3
     first = np.where(narrow, rng.integers(0, levels + 1, channels), 0)
@@ -93,7 +97,12 @@ def random_layer(seed: int, geometry: Geometry, large: bool = True) -> tuple[Net
         break
     bits = 8 if kind != "max" and rng.random() < 0.25 else int(rng.integers(2, 5))
     signed = bool(rng.random() < 0.5)
-    tensors = {"x": Tensor("x", Shape(channels, height, width), bits, signed)}
+    more = np.random.default_rng([seed, 1])  # for what came later, so that a seed's layer remains what it is
+
+    def zero_point(bits: int, signed: bool) -> int:
+        return int(more.integers(0, 1 << bits)) - (signed << (bits - 1)) if more.random() < 0.3 else 0
+
+    tensors = {"x": Tensor("x", Shape(channels, height, width), bits, signed, zero_point=zero_point(bits, signed))}
     out_shape = Shape(out_channels, out_height, out_width)
     name = f"{kind}{seed}"
     if is_conv:
@@ -107,9 +116,9 @@ def random_layer(seed: int, geometry: Geometry, large: bool = True) -> tuple[Net
     if wide:
         tensors["y"] = Tensor("y", out_shape, WIDE, True)
     else:
-        tensors["y"] = Tensor(
-            "y", out_shape, int(rng.integers(2, 5)) if rng.random() < 0.2 else 4, bool(rng.random() < 0.5)
-        )
+        out_bits, out_signed = int(rng.integers(2, 5)) if rng.random() < 0.2 else 4, bool(rng.random() < 0.5)
+        zero = zero_point(out_bits, out_signed)
+        tensors["y"] = Tensor("y", out_shape, out_bits, out_signed, zero_point=zero)
         if kind != "global" and rng.random() < 0.35:
             # The residual is computed from the same input by an operator of the same shape.
             residual = "r"
@@ -118,7 +127,9 @@ def random_layer(seed: int, geometry: Geometry, large: bool = True) -> tuple[Net
             first = Conv(f"residual{seed}", "x", "r", small, stride, pads)
             first = Conv(first.name, "x", "r", small, stride, pads, random_requantize(rng, first, tensors, None))
             ops.append(first)
-        op = type(op)(**{**op.__dict__, "requantize": random_requantize(rng, op, tensors, residual)})
+            if is_conv and more.random() < 0.6:
+                op = replace(op, addends=random_addends(more, op, tensors))
+        op = replace(op, requantize=random_requantize(rng, op, tensors, residual))
     ops.append(op)
     network = Network(
         name, tensors, tuple(ops), "x", "y", np.ones(out_channels, np.float32), np.zeros(out_channels, np.float32)
@@ -128,6 +139,18 @@ def random_layer(seed: int, geometry: Geometry, large: bool = True) -> tuple[Net
     if rng.random() < 0.2:
         images[0] = source.high
     return check(network), images
+
+
+def random_addends(rng: np.random.Generator, op: Conv, tensors: dict[str, Tensor]) -> tuple[Term, ...]:
+    """One or two further terms of a convolution: tensor "r" pixel by pixel with weights of many bits, and "x" again."""
+    channels = len(op.weights)
+    largest = int(rng.choice([7, 100, 3000]))
+    pixels = np.diag(rng.integers(-largest, largest + 1, channels))[:, :, None, None]
+    addends = [Term("r", pixels)]
+    if rng.random() < 0.4:
+        addends.append(Term("x", random_weights(rng, op.weights.shape, 4, 8), op.stride, op.pads))
+    widened = replace(op, addends=tuple(addends))
+    return tuple(addends) if np.max(np.abs(accumulator_range(widened, tensors))) < ACCUMULATOR_LIMIT else ()
 
 
 def describe(network: Network) -> str:
@@ -140,5 +163,6 @@ def describe(network: Network) -> str:
             f"{op.name}: {tuple(source.shape)}/{source.bits}{'s' if source.signed else 'u'} k{tuple(kernel)} "
             f"s{op.stride} p{tuple(op.pads)} -> {tuple(target.shape)}/{target.bits}{'s' if target.signed else 'u'}"
             f"{'' if op.requantize is None or op.requantize.residual is None else ' +residual'}"
+            f"{' +'.join(['', *(term.input for term in op.addends)]) if isinstance(op, Conv) else ''}"
         )
     return "; ".join(parts)

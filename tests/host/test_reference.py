@@ -24,25 +24,27 @@ from sentei.host.network.ir import (
 )
 
 
-def naive_accumulator(op: Conv | Pool, picture: np.ndarray, channel: int, y: int, x: int) -> int:
-    """One accumulator of one picture (C, H, W), in Python integers."""
-    rows, columns = kernel_of(op)
+def naive_accumulator(op: Conv | Pool, tensors: dict[str, np.ndarray], channel: int, y: int, x: int) -> int:
+    """One accumulator of one picture's tensors (C, H, W), in Python integers."""
     values = []
-    for c in range(picture.shape[0]) if isinstance(op, Conv) else [channel]:
-        for dy in range(rows):
-            for dx in range(columns):
-                row, column = y * op.stride[0] + dy - op.pads.top, x * op.stride[1] + dx - op.pads.left
-                if 0 <= row < picture.shape[1] and 0 <= column < picture.shape[2]:
-                    weight = int(op.weights[channel, c, dy, dx]) if isinstance(op, Conv) else 1
-                    values.append(weight * int(picture[c, row, column]))
+    for term in op.terms if isinstance(op, Conv) else (op,):
+        picture = tensors[term.input]
+        rows, columns = kernel_of(term)
+        for c in range(picture.shape[0]) if isinstance(op, Conv) else [channel]:
+            for dy in range(rows):
+                for dx in range(columns):
+                    row, column = y * term.stride[0] + dy - term.pads.top, x * term.stride[1] + dx - term.pads.left
+                    if 0 <= row < picture.shape[1] and 0 <= column < picture.shape[2]:
+                        weight = int(term.weights[channel, c, dy, dx]) if isinstance(op, Conv) else 1
+                        values.append(weight * int(picture[c, row, column]))
     return max(values) if isinstance(op, Pool) and op.kind == "max" else sum(values)
 
 
-def naive_level(spec: Requantize, accumulator: int, residual: int, channel: int, signed: bool) -> int:
+def naive_level(spec: Requantize, accumulator: int, residual: int, channel: int, bias: int) -> int:
     """The IR's definition of `Requantize`, word for word."""
     reached = sum(accumulator >= int(threshold) for threshold in spec.thresholds[channel])
     level = (15 - reached if spec.descending[channel] else reached - 16) + residual
-    return (-8 if signed else 0) + int(spec.low[channel]) + min(max(level, 0), int(spec.span[channel]))
+    return int(spec.low[channel]) - bias + min(max(level, 0), int(spec.span[channel]))
 
 
 def naive_run(network: Network, picture: np.ndarray) -> dict[str, np.ndarray]:
@@ -52,13 +54,13 @@ def naive_run(network: Network, picture: np.ndarray) -> dict[str, np.ndarray]:
         target = network.tensors[op.output]
         output = np.zeros(target.shape, np.int64)
         for channel, y, x in np.ndindex(*target.shape):
-            value = naive_accumulator(op, values[op.input], channel, y, x)
+            value = naive_accumulator(op, values, channel, y, x)
             if op.requantize is not None:
                 name = op.requantize.residual
                 residual = 8
                 if name:
-                    residual = int(values[name][channel, y, x]) + (8 if network.tensors[name].signed else 0)
-                value = naive_level(op.requantize, value, residual, channel, target.signed)
+                    residual = int(values[name][channel, y, x]) + network.tensors[name].bias
+                value = naive_level(op.requantize, value, residual, channel, target.bias)
             output[channel, y, x] = value
         values[op.output] = output
     return values

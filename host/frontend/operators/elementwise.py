@@ -10,6 +10,8 @@ from sentei.host.arithmetic.float_chain import AddTensor, Clamp, Divide, Offset,
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.operators.quantize_linear import narrowed
+from sentei.host.frontend.sums import absorbed
+from sentei.host.frontend.sums import add as add_sums
 from sentei.host.frontend.translator import Handler, Translator, channels_of, is_constant
 from sentei.host.frontend.values import QUANTIZE_IT, Activation, Levels, RawInput, Value
 
@@ -23,23 +25,25 @@ def add(translator: Translator, node: Node) -> RawInput | Activation:
 
 
 def add_residual(translator: Translator, node: Node, left: Activation, right: Activation) -> Activation:
-    """One side becomes the operator's residual: a stored tensor of at most 4 bits. The other is the accumulator."""
+    """One side becomes the operator's residual: a stored tensor of at most 4 bits. The other is the accumulator.
+    Sides that are both accumulators become one."""
     if left.shape != right.shape or left.axes != right.axes:
         shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
         raise UnsupportedOperator(f"{node}: adds activations of shapes {shapes}, which must be equal: broadcast no map")
+    tensors = translator.builder.tensors
     sides = ((left, right), (right, left))
     pair = next((pair for pair in sides if translator.may_be_residual(pair[1])), None)
     if pair is None and (stored := next((pair for pair in sides if pair[1].stored_maximum), None)):
         pair = stored[0], translator.builder.as_plain(stored[1], str(node))
+    place = str(node)
     if pair is None:
-        raise UnsupportedOperator(
-            f"{node}: adds the unquantized results of {left.label} and {right.label}: one of the two must be a "
-            f"quantized tensor of at most 4 bits: {QUANTIZE_IT}"
-        )
+        absorb = [one if one.chain.residual is None else absorbed(place, one, tensors) for one in (left, right)]
+        return add_sums(place, absorb[0], absorb[1], tensors)
     main, residual = pair
-    if main.chain.residual is not None or main.maximum is not None:
-        what = "to another unquantized addition" if main.maximum is None else "to a MaxPool of unquantized values"
-        raise UnsupportedOperator(f"{node}: adds {what}: {QUANTIZE_IT}")
+    if main.maximum is not None:
+        raise UnsupportedOperator(f"{node}: adds to a MaxPool of unquantized values: {QUANTIZE_IT}")
+    if main.chain.residual is not None:
+        main = absorbed(place, main, tensors)
     return replace(main.then(AddTensor(residual.source, residual.chain)), label=str(node))
 
 
