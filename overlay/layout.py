@@ -2,7 +2,8 @@
 
 A plane (one channel) is split by pixel phase, so that a strided window reads consecutive pixels. With modulus
 (my, mx), pixel (y, x) lies in phase (y mod my, x mod mx) at position (y div my) * pitch + (x div mx); a phase occupies
-whole words of `lanes` pixels, and phases follow one another:
+whole words of `lanes` pixels, and phases follow one another (in a `packed` tensor, which the engine only reads, without
+a gap):
 
     modulus (2, 2)     A b A b          plane:  | A A A A | b b b b | c c c c | D D D D |
                        c D c D                    phase 0   phase 1   phase 2   phase 3
@@ -41,6 +42,7 @@ class PlaneLayout:
     pictures: int = 1
     picture_pitch: int = 0
     zero_point: int = 0
+    packed: bool = False
 
     @property
     def nibbles(self) -> int:
@@ -58,13 +60,19 @@ class PlaneLayout:
 
     @property
     def phase_words(self) -> int:
-        """Words of one phase."""
+        """Words of one phase, if it begins a word."""
         return -(-((self.pictures - 1) * self.picture_pitch + self.rows * self.pitch) // self.lanes)
+
+    @property
+    def phase_pixels(self) -> int:
+        """Pixels from one phase to the next."""
+        pixels = (self.pictures - 1) * self.picture_pitch + self.rows * self.pitch
+        return pixels if self.packed else self.phase_words * self.lanes
 
     @property
     def plane_words(self) -> int:
         """Words of one nibble plane, without the gap up to `stride`."""
-        return self.phases * self.phase_words
+        return -(-self.phases * self.phase_pixels // self.lanes)
 
     @property
     def words(self) -> int:
@@ -90,7 +98,7 @@ class PlaneLayout:
         """Pixel index within a plane, int64 (pictures, height, width), counted in lanes from the plane's first word."""
         picture, y, x = np.mgrid[: self.pictures, : self.height, : self.width]
         phase = (y % self.modulus[0]) * self.modulus[1] + x % self.modulus[1]
-        start = phase * (self.phase_words * self.lanes) + picture * self.picture_pitch
+        start = phase * self.phase_pixels + picture * self.picture_pitch
         return start + (y // self.modulus[0]) * self.pitch + x // self.modulus[1]
 
     def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
@@ -123,8 +131,9 @@ class PlaneLayout:
 
     def to_dict(self) -> dict:
         values = dict(self.__dict__, modulus=list(self.modulus))
-        if not self.zero_point:
-            del values["zero_point"]
+        for name in ("zero_point", "packed"):
+            if not values[name]:
+                del values[name]
         return values
 
     @staticmethod

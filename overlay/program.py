@@ -279,7 +279,8 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
     for layout in layouts:
         if type(layout.zero_point) is not int:
             raise ValueError(f"zero_point must be a number, not {layout.zero_point!r}")
-        numbers |= {k: v for k, v in layout.__dict__.items() if k not in ("modulus", "signed", "zero_point")}
+        not_sizes = ("modulus", "signed", "zero_point", "packed")
+        numbers |= {name: value for name, value in layout.__dict__.items() if name not in not_sizes}
         for name, value in numbers.items():
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name} must be a number, not {value!r}")

@@ -6,6 +6,7 @@ output pixels    -> tiles of `lanes`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,6 @@ import numpy as np
 from sentei.host.compiler.placement import Placement
 from sentei.host.compiler.steps import NIBBLE, Steps, check_wide, nibble_steps, split_passes, weight_digits
 from sentei.host.compiler.tables import (
-    Tables,
     Tile,
     picture_starts,
     single_pixel_tiles,
@@ -54,15 +54,36 @@ def is_single_pixel(target: PlaneLayout) -> bool:
     return target.height == target.width == 1
 
 
+def coordinates(op: Conv | Pool) -> list[np.ndarray]:
+    """Of each term, which coordinates of its window the tiles' rows have taps for, bool (rows * columns,): all of them,
+    or those with a weight if there are too many. CapacityError if these are too many, too."""
+    terms = terms_of(op)
+    windows = [kernel_of(term) for term in terms]
+    used = [np.ones(rows * columns, bool) for rows, columns in windows]
+    if sum(map(len, used)) > MAX_TAPS and isinstance(op, Conv):
+        used = [(term.weights != 0).any((0, 1)).ravel() for term in op.terms]
+    if (count := sum(int(of.sum()) for of in used)) > MAX_TAPS:
+        found = " and ".join(f"{rows}x{columns}" for rows, columns in windows)
+        raise CapacityError(
+            f"{op.name}: kernel {found} has {count} coordinates, more than {MAX_TAPS}; use a smaller one, or prune it"
+        )
+    return used
+
+
+def terms_of(op: Conv | Pool) -> Sequence[Conv | Pool | Term]:
+    return op.terms if isinstance(op, Conv) else (op,)
+
+
 def window_slots(
-    op: Conv | Pool | Term, layout: PlaneLayout, single: bool
+    op: Conv | Pool | Term, layout: PlaneLayout, single: bool, used: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(words, taps, inside) of the coordinates of the window, in the order (ky, kx): word within the plane and tap
-    number, int64, and whether the coordinate is read at all."""
+    number, int64, and whether the coordinate is read at all. `used` are those that have taps."""
     rows, columns = kernel_of(op)
     ky, kx = (index.ravel() for index in np.mgrid[:rows, :columns])
     if not single:
-        return np.zeros(rows * columns, np.int64), ky * columns + kx, np.ones(rows * columns, bool)
+        used = np.ones(rows * columns, bool) if used is None else used
+        return np.zeros(rows * columns, np.int64), np.cumsum(used) - 1, used
     y, x = ky - op.pads.top, kx - op.pads.left
     inside = (y >= 0) & (y < layout.height) & (x >= 0) & (x < layout.width)
     position = layout.positions()[0][np.where(inside, y, 0), np.where(inside, x, 0)]
@@ -75,8 +96,7 @@ def conv_blocks(
     """Blocks of a convolution, slots in the order (term, input channel, ky, kx), those of `late` (C,) bool channels, of
     all terms, last."""
     columns = geometry.group_columns
-    firsts = first_taps(op, placed, single)
-    slots = [Slots(term, placed[term.input], tap, single) for term, tap in zip(op.terms, firsts, strict=True)]
+    slots = [Slots(*place) for place in slot_places(op, placed, single)]
     ends = np.cumsum([placed[term.input].layout.channels for term in op.terms])[:-1]
     lates = np.split(late, ends)
     largest = max(part.largest for part in slots)
@@ -95,9 +115,9 @@ def conv_blocks(
 class Slots:
     """The slots of a convolution's term: where each reads, through which of the tiles' taps from `first_tap` on."""
 
-    def __init__(self, term: Term, source: Placement, first_tap: int, single: bool):
+    def __init__(self, term: Term, source: Placement, first_tap: int, single: bool, used: np.ndarray | None):
         layout = source.layout
-        words, taps, self.inside = window_slots(term, layout, single)
+        words, taps, self.inside = window_slots(term, layout, single, used)
         channel = np.arange(layout.channels)[:, None] * (layout.nibbles * layout.stride)
         self.term, self.layout = term, layout
         self.planes = (source.address + channel + words[None, self.inside]).ravel()
@@ -121,14 +141,19 @@ class Slots:
         return weights.sum(0) * layout.bias
 
 
-def first_taps(op: Conv, placed: dict[str, Placement], single: bool) -> list[int]:
-    """The first of each term's taps within the tiles' rows. Terms that read pixel by pixel share the taps, one for each
-    lane, if their pictures begin at the same places."""
+def slot_places(op: Conv, placed: dict[str, Placement], single: bool) -> list[tuple]:
+    """What `Slots` needs of each term. Terms that read pixel by pixel share the taps, one for each lane, if their
+    pictures begin at the same places."""
+    sources = [placed[term.input] for term in op.terms]
     if single:
-        starts = picture_starts([placed[term.input].layout for term in op.terms])
-        return [start * placed[op.input].layout.lanes for start in starts]
-    sizes = [kernel_of(term)[0] * kernel_of(term)[1] for term in op.terms]
-    return [sum(sizes[:number]) for number in range(len(sizes))]
+        starts = picture_starts([source.layout for source in sources])
+        firsts = [start * sources[0].layout.lanes for start in starts]
+        used: list[np.ndarray | None] = [None] * len(sources)
+    else:
+        used = [*coordinates(op)]
+        counts = [int(of.sum()) for of in coordinates(op)]
+        firsts = [sum(counts[:number]) for number in range(len(counts))]
+    return [(*of, single, mask) for *of, mask in zip(op.terms, sources, firsts, used, strict=True)]
 
 
 def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | None, geometry: Geometry) -> list[Block]:
@@ -186,22 +211,18 @@ def sums_whole_plane(op: Conv | Pool, source: PlaneLayout) -> bool:
     )
 
 
-def tiles_of(op: Conv | Pool, placed: dict[str, Placement], tables: Tables) -> tuple[list[Tile], list[int] | None]:
+def tiles_of(op: Conv | Pool, placed: dict[str, Placement]) -> tuple[list[Tile], list[int] | None]:
     """An operator's tiles; and, if it sums whole planes, the words that it sums."""
     source, target = placed[op.input], placed[op.output]
     if sums_whole_plane(op, source.layout):
-        return whole_plane_tiles(tables, source.layout, target.layout)
-    terms = op.terms if isinstance(op, Conv) else (op,)
+        return whole_plane_tiles(source.layout, target.layout)
+    terms = terms_of(op)
     layouts = [placed[term.input].layout for term in terms]
     if is_single_pixel(target.layout):
-        return single_pixel_tiles(tables, layouts, target.layout), None
-    windows = [kernel_of(term) for term in terms]
-    if sum(rows * columns for rows, columns in windows) > MAX_TAPS:
-        found = " and ".join(f"{rows}x{columns}" for rows, columns in windows)
-        raise CapacityError(f"{op.name}: kernel {found} has more than {MAX_TAPS} coordinates; use a smaller one")
+        return single_pixel_tiles(layouts, target.layout), None
     if any(is_single_pixel(layout) for layout in layouts) and target.layout.pictures > 1:
         raise CapacityError(f"{op.name}: enlarges a map of one pixel, which no batch can; compile for single pictures")
-    return window_tiles(tables, layouts, target.layout, terms), None
+    return window_tiles(layouts, target.layout, terms, coordinates(op)), None
 
 
 def blocks_of(

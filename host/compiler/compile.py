@@ -17,7 +17,6 @@ from sentei.host.compiler.placement import place
 from sentei.host.compiler.plan import plan_streams
 from sentei.host.compiler.schedule import schedule
 from sentei.host.compiler.steps import weight_digits
-from sentei.host.compiler.tables import Tables
 from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, residual_codes
 from sentei.host.network.law import check
 from sentei.overlay.errors import CapacityError
@@ -71,12 +70,11 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
     network = without_idle_weights(check(network))
     placed, exclusive = place(network, geometry, batch)
-    tables = Tables(geometry)
-    layers = schedule(network, placed, tables, geometry)
-    streams = pack_streams(network, placed, tables, layers, geometry)
+    layers = schedule(network, placed, geometry)
+    streams = pack_streams(network, placed, layers, geometry)
     plan = plan_streams(streams, geometry, network)
     emitter = Emitter(network, geometry, placed, exclusive, layers, plan, streams)
-    entries = dict(prologue=emitter.prologue(tables), body=emitter.picture(), trace=emitter.trace())
+    entries = dict(prologue=emitter.prologue(), body=emitter.picture(), trace=emitter.trace())
     source, output = placed[network.input].layout, emitter.tensor_info(network.output, 0)
     return Program(
         name=network.name,

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sentei.host.compiler.epochs import overlap
-from sentei.host.compiler.pack import Streams, pack_entries
+from sentei.host.compiler.pack import NO_PAGE, Streams, pack_entries
 from sentei.host.compiler.placement import Placement, last_uses
 from sentei.host.compiler.plan import Run, StreamPlan, runs_since_address_was_used
 from sentei.host.compiler.schedule import Layer
-from sentei.host.compiler.tables import Tables
 from sentei.host.network.ir import Network
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ALIGNMENT_BYTES, LOAD_BITS, Geometry
@@ -58,23 +57,23 @@ class Emitter:
         self.segments: list[bytes] = []
         self.data_bytes = geometry.instruction_words * LOAD_BITS // 8  # the instructions come first
         self.stream_loads: list[list[dict[str, int]]] = []  # of each run, fields of its LOADs
-        self.page_loads: list[list[dict[str, int]]] = []  # of each page of the channel tables, likewise
+        self.page_loads: list[list[dict[str, int]]] = []  # of each page of the tables, likewise
         self.page: int | None = None  # that is loaded at this point of the program
         self.traced: list[TensorInfo] = []
         self.trace_bytes = 0
 
-    def prologue(self, tables: Tables) -> int:
+    def prologue(self) -> int:
         entry = len(self.instructions)
-        for memory, entries in ((Memory.TILE, tables.tiles), (Memory.TAP, tables.taps), (Memory.MASK, tables.masks)):
-            self._emit(Opcode.LOAD, **self._segment(memory, pack_entries(entries, memory, self.geometry)))
-        for page in self.streams.channels:
-            self.page_loads.append([])
-            for unit, entries in enumerate(page):
+        for page in self.streams.pages:
+            tables = ((Memory.TILE, page.tiles), (Memory.TAP, page.taps), (Memory.MASK, page.masks))
+            loads = [self._segment(memory, pack_entries(entries, memory, self.geometry)) for memory, entries in tables]
+            for unit, entries in enumerate(page.channels):
                 if entries:
                     content = pack_entries(entries, Memory.CHANNEL, self.geometry)
-                    self.page_loads[-1].append(self._segment(Memory.CHANNEL, content, units=1 << unit))
+                    loads.append(self._segment(Memory.CHANNEL, content, units=1 << unit))
+            self.page_loads.append(loads)
         if len(self.page_loads) == 1:
-            self._load_page(0)
+            self._load(self.page_loads[0])
         for index, (run, address) in enumerate(zip(self.plan.runs, self.plan.addresses, strict=True)):
             self.stream_loads.append(
                 [
@@ -183,22 +182,20 @@ class Emitter:
             if overlap(source, other) and name != self.network.output
         )
 
-    def _load_page(self, page: int) -> None:
-        for fields in self.page_loads[page]:
+    def _load(self, loads: list[dict[str, int]]) -> None:
+        for fields in loads:
             self._emit(Opcode.LOAD, **fields)
 
     def _turn_page(self, run: Run) -> None:
-        """Load the channel tables that a run needs, if there are several pages of them: when nobody uses them."""
-        page = self.streams.pages[run.layers[0]]
-        if len(self.page_loads) > 1 and page != self.page:
+        """Load the tables that a run needs, if there are several pages of them: when nobody uses them."""
+        if len(self.page_loads) > 1 and run.page not in (NO_PAGE, self.page):
             self._emit(Opcode.SYNC, units=EVERYTHING)
-            self._load_page(page)
+            self._load(self.page_loads[run.page])
             self._emit(Opcode.SYNC, units=Until.LOADED)
-            self.page = page
+            self.page = run.page
 
     def _load_streams(self, run: int) -> None:
-        for fields in self.stream_loads[run]:
-            self._emit(Opcode.LOAD, **fields)
+        self._load(self.stream_loads[run])
 
     def _store(self, name: str, offset: int, epoch: int) -> None:
         where = self.placed[name]

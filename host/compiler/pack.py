@@ -7,7 +7,7 @@ a task  ->  two header words, a word for each step        headers wait for the r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from sentei.host.compiler.epochs import (
 )
 from sentei.host.compiler.placement import Placement
 from sentei.host.compiler.schedule import Layer, naming
-from sentei.host.compiler.tables import Tables
+from sentei.host.compiler.tables import Page, PageFull
 from sentei.host.compiler.tasks import Task
 from sentei.host.network.ir import Conv, Network, Pool, Requantize, accumulator_range, residual_codes
 from sentei.overlay.errors import CapacityError
@@ -90,119 +90,166 @@ def entries_of(block: Block, op: Conv | Pool, network: Network, geometry: Geomet
     return channel_entries(part, codes, low[channels], high[channels], block.stored_bias, joins, geometry, op.name)
 
 
+NO_PAGE = -1
+
+
 @dataclass(frozen=True)
 class Packed:
     """One task in a stream: `epoch` is what it waits for; `header` gives both words for an epoch to count from and for
-    whether the run ends with it."""
+    whether the run ends with it; `page` is the one whose tables it needs (NO_PAGE: none)."""
 
     epoch: int
     header: Callable[[int, bool], bytes]
     steps: bytes
     words: int
+    page: int = NO_PAGE
 
 
 @dataclass
 class Streams:
-    """What the groups do: `tasks[layer][group]`; and what goes with it: `channels[page][requantizer]`, entries of each
-    requantizer's channel table, of which `pages[layer]` must be loaded; and `corrections` (C,) of the wide output."""
+    """What the groups do: `tasks[layer][group]`, the pages of tables that these need, and `corrections` (C,) of the
+    wide output."""
 
     tasks: list[list[list[Packed]]]
-    channels: list[list[list[int]]]
-    pages: list[int]
+    pages: list[Page]
     corrections: np.ndarray
 
 
-def pack_streams(
-    network: Network, placed: dict[str, Placement], tables: Tables, layers: list[Layer], geometry: Geometry
-) -> Streams:
-    """Every group's tasks, adding to `tables` the tiles that they go through."""
+def pack_streams(network: Network, placed: dict[str, Placement], layers: list[Layer], geometry: Geometry) -> Streams:
+    """Every group's tasks, and the tables that they need."""
     total = layers[-1].sections.last
     dead = overwriting(network, placed, [layer.sections for layer in layers], total)
-    packer = Packer(network, placed, tables, geometry)
+    packer = Packer(network, placed, geometry)
     for layer, free in zip(layers, dead, strict=True):
         with naming(network, layer.op):
             packer.pack(layer, free)
     return packer.streams
 
 
+@dataclass(frozen=True)
+class Item:
+    """A task that waits to be packed, with what its tiles wait for and signal."""
+
+    task: Task
+    waits: Waits
+    signals: list[bool]
+    ends_layer: bool
+
+    def halves(self) -> list[Item]:
+        """The same in two tasks; none if it has one tile."""
+        count = len(self.task.tiles)
+        if count < 2:
+            return []
+        parts = []
+        for part in (slice(0, count // 2), slice(count // 2, count)):
+            waits = replace(self.waits, tiles=self.waits.tiles[part])
+            ends_layer = self.ends_layer and part.stop == count
+            parts.append(Item(Task(self.task.block, self.task.tiles[part]), waits, self.signals[part], ends_layer))
+        return parts
+
+
 class Packer:
     """Packs one layer after the other into `streams`."""
 
-    def __init__(self, network: Network, placed: dict[str, Placement], tables: Tables, geometry: Geometry):
-        self.network, self.placed, self.tables, self.geometry = network, placed, tables, geometry
-        self.streams = Streams(
-            tasks=[],
-            channels=[[[] for _ in range(geometry.requantizers)]],
-            pages=[],
-            corrections=np.zeros(network.tensors[network.output].shape.channels, np.int64),
-        )
+    def __init__(self, network: Network, placed: dict[str, Placement], geometry: Geometry):
+        self.network, self.placed, self.geometry = network, placed, geometry
+        corrections = np.zeros(network.tensors[network.output].shape.channels, np.int64)
+        self.streams = Streams([], [Page(geometry)], corrections)
         self.running = [LONG_AGO] * geometry.groups  # what each group's last task waited for
+        self.known: dict[tuple[int, int], int] = {}  # first channel entries of this layer's blocks on this page
 
     def pack(self, layer: Layer, free: int) -> None:
-        """Pack a layer that may overwrite what lies there from the epoch `free` on."""
+        """Pack a layer that may overwrite what lies there from the epoch `free` on: on the page that there is, or on a
+        new one, or on several."""
         needed = np.maximum(layer.needed, free)
-        entries = self._channels(layer)
-        self.streams.tasks.append(
-            [self._group(group, tasks, layer, needed, entries) for group, tasks in enumerate(layer.shares)]
-        )
+        queues = [self._items(group, tasks, layer, needed) for group, tasks in enumerate(layer.shares)]
+        self.known = {}
+        if layer.op.requantize is None:
+            for block in [item.task.block for items in queues for item in items]:
+                joined = excess([by_nibble for _, by_nibble in block.passes[1:]])
+                self.streams.corrections[block.first : block.first + block.channels] = block.stored_bias + joined
+        try:
+            tasks = self._together(queues, layer)
+        except PageFull:
+            self._turn_page()
+            try:
+                tasks = self._together(queues, layer)
+            except PageFull:
+                tasks = self._in_turn(queues, layer)
+        for group, of_group in enumerate(tasks):
+            if not of_group:
+                passed = layer.sections.last - layer.sections.first
+                of_group.append(pack_empty(passed, self.running[group], True, self.geometry))
+        self.streams.tasks.append(tasks)
 
-    def _group(
-        self, group: int, tasks: list[Task], layer: Layer, needed: np.ndarray, entries: dict[tuple[int, int], int]
-    ) -> list[Packed]:
+    def _turn_page(self) -> None:
+        self.streams.pages.append(Page(self.geometry))
+        self.known = {}
+
+    def _items(self, group: int, tasks: list[Task], layer: Layer, needed: np.ndarray) -> list[Item]:
         """A group's share of a layer."""
-        sections = layer.sections
+        first = layer.sections.first
         if not tasks:
-            self.running[group] = max(self.running[group], sections.first - FURTHEST_BACK)
-            return [pack_empty(sections.last - sections.first, self.running[group], True, self.geometry)]
-        packed = []
+            self.running[group] = max(self.running[group], first - FURTHEST_BACK)
+        items = []
         for number, task in enumerate(tasks):
-            waits = waits_of(task, needed[task.tiles], layer.last, self.running[group], sections.first)
+            waits = waits_of(task, needed[task.tiles], layer.last, self.running[group], first)
             self.running[group] = waits.epoch
-            channel = entries[self._key(task.block, layer.op, group)]
-            signals = sections.signals[group][number]
-            tiles = tuple(
-                layer.tiles[tile].pack(epoch, signal)
-                for tile, epoch, signal in zip(task.tiles, waits.tiles, signals, strict=True)
-            )
-            fields = task_fields(layer.op, task, self.placed, channel)
-            fields[0].update(tile=self.tables.tile_list(tiles), signal=int(any(signals)))
-            packed.append(pack_task(task, fields, waits, number == len(tasks) - 1, self.geometry))
-        return packed
+            items.append(Item(task, waits, layer.sections.signals[group][number], number == len(tasks) - 1))
+        return items
 
-    def _key(self, block: Block, op: Conv | Pool, group: int) -> tuple[int, int]:
-        """What names the entries of a block: those of a wide output are all alike."""
-        return -1 if op.requantize is None else block.first, group // self.geometry.groups_per_requantizer
+    def _together(self, queues: list[list[Item]], layer: Layer) -> list[list[Packed]]:
+        """A whole layer on this page, rows of taps in the order of its tiles."""
+        for tile in layer.tiles:
+            self.streams.pages[-1].tap_row(tile.row)
+        return [[self._packed(item, group, layer) for item in items] for group, items in enumerate(queues)]
 
-    def _channels(self, layer: Layer) -> dict[tuple[int, int], int]:
-        """The first entry of each of a layer's blocks in the channel tables; begins a page if there is no room."""
-        op, geometry = layer.op, self.geometry
-        blocks: dict[tuple[int, int], list[int]] = {}
-        for group, tasks in enumerate(layer.shares):
-            for block in [task.block for task in tasks]:
-                if op.requantize is None:
-                    joined = excess([by_nibble for _, by_nibble in block.passes[1:]])
-                    self.streams.corrections[block.first : block.first + block.channels] = block.stored_bias + joined
-                key = self._key(block, op, group)
-                if key not in blocks:
-                    blocks[key] = entries_of(block, op, self.network, geometry)
-        wanted = [0] * geometry.requantizers
-        for (_, requantizer), entries in blocks.items():
-            wanted[requantizer] += len(entries)
-        if max(wanted) > geometry.channel_entries:
-            raise CapacityError(
-                f"needs more than {geometry.channel_entries} channel_entries; use a geometry with "
-                "more of them, or fewer output channels"
-            )
-        page = self.streams.channels[-1]
-        if any(len(page[unit]) + count > geometry.channel_entries for unit, count in enumerate(wanted)):
-            page = [[] for _ in range(geometry.requantizers)]
-            self.streams.channels.append(page)
-        self.streams.pages.append(len(self.streams.channels) - 1)
-        found = {}
-        for (first, requantizer), entries in blocks.items():
-            found[first, requantizer] = len(page[requantizer])
-            page[requantizer] += entries
-        return found
+    def _in_turn(self, queues: list[list[Item]], layer: Layer) -> list[list[Packed]]:
+        """A layer on several pages: as many tasks of all groups as a page has room for, tasks cut if need be."""
+        tasks: list[list[Packed]] = [[] for _ in queues]
+        waiting = [list(items) for items in queues]
+        self._turn_page()
+        fresh = True
+        while any(waiting):
+            for group, items in enumerate(waiting):
+                if not items:
+                    continue
+                item = items.pop(0)
+                try:
+                    tasks[group].append(self._packed(item, group, layer))
+                    fresh = False
+                except PageFull as error:
+                    if not fresh:
+                        self._turn_page()
+                        fresh = True
+                        items.insert(0, item)
+                        continue
+                    halves = item.halves()
+                    if not halves:
+                        raise CapacityError(f"{error} at a time; use a geometry with more of them") from error
+                    items[:0] = halves
+        return tasks
+
+    def _packed(self, item: Item, group: int, layer: Layer) -> Packed:
+        page, task = self.streams.pages[-1], item.task
+        channel = self._channel(task.block, layer.op, group)
+        tiles = tuple(
+            page.tile(layer.tiles[tile], epoch, signal)
+            for tile, epoch, signal in zip(task.tiles, item.waits.tiles, item.signals, strict=True)
+        )
+        fields = task_fields(layer.op, task, self.placed, channel)
+        fields[0].update(tile=page.tile_list(tiles), signal=int(any(item.signals)))
+        number = len(self.streams.pages) - 1
+        return pack_task(task, fields, item.waits, item.ends_layer, number, self.geometry)
+
+    def _channel(self, block: Block, op: Conv | Pool, group: int) -> int:
+        """The first of a block's entries in its group's channel table; those of a wide output are all alike."""
+        unit = group // self.geometry.groups_per_requantizer
+        key = -1 if op.requantize is None else block.first, unit
+        if key not in self.known:
+            entries = entries_of(block, op, self.network, self.geometry)
+            self.known[key] = self.streams.pages[-1].channel_list(unit, entries)
+        return self.known[key]
 
 
 def task_fields(op: Conv | Pool, task: Task, placed: dict[str, Placement], channel: int) -> tuple[dict, dict]:
@@ -232,7 +279,9 @@ def task_fields(op: Conv | Pool, task: Task, placed: dict[str, Placement], chann
     return first, second
 
 
-def pack_task(task: Task, fields: tuple[dict, dict], waits: Waits, ends_layer: bool, geometry: Geometry) -> Packed:
+def pack_task(
+    task: Task, fields: tuple[dict, dict], waits: Waits, ends_layer: bool, page: int, geometry: Geometry
+) -> Packed:
     first, second = fields
     largest = (1 << HEADER1["steps"].width) - 1
     if largest < task.block.steps <= geometry.stream_words - HEADER_WORDS:
@@ -248,7 +297,7 @@ def pack_task(task: Task, fields: tuple[dict, dict], waits: Waits, ends_layer: b
             geometry,
         )
 
-    return Packed(waits.epoch, header, pack_steps(task.block, geometry), HEADER_WORDS + task.block.steps)
+    return Packed(waits.epoch, header, pack_steps(task.block, geometry), HEADER_WORDS + task.block.steps, page)
 
 
 def pack_empty(sections: int, epoch: int, ends_layer: bool, geometry: Geometry) -> Packed:

@@ -4,12 +4,14 @@ A window of stride s reads consecutive pixels if its input's modulus is s times 
 relation, and the equality of a residual with the output it is added to, are solved for the whole network, so that no
 layer ever rearranges pixels. Maps of one row (or column) are free of it: there is nothing to stride over.
 
-Addresses: first fit in order of execution, over the words that no living tensor occupies.
+Addresses: first fit in order of execution, over the words that no living tensor occupies; or in order of size, which
+leaves fewer gaps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from math import lcm
 
 from sentei.host.network.ir import WIDE, Conv, Network, inputs_of
@@ -57,10 +59,10 @@ def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
     return {name: (modulus[0], modulus[1]) for name, modulus in moduli.items()}
 
 
-def make_layouts(network: Network, geometry: Geometry, batch: int) -> dict[str, PlaneLayout]:
+def make_layouts(network: Network, geometry: Geometry, batch: int, packed: bool) -> dict[str, PlaneLayout]:
     """Layout of every tensor of `batch` pictures, all with one pitch and one picture pitch; but maps of one pixel have
     a word for each picture. Planes are an odd number of words apart, so that the results of neighbouring channels go to
-    different memory banks."""
+    different memory banks. The input's may be `packed`: no tile writes them."""
     moduli = solve_moduli(network)
     pitch = max(-(-tensor.shape.width // moduli[name][1]) for name, tensor in network.tensors.items())
     rows = max(-(-tensor.shape.height // moduli[name][0]) for name, tensor in network.tensors.items())
@@ -79,6 +81,7 @@ def make_layouts(network: Network, geometry: Geometry, batch: int) -> dict[str, 
             pictures=batch,
             picture_pitch=0 if batch == 1 else geometry.lanes if one_pixel else rows * pitch,
             zero_point=tensor.zero_point,
+            packed=packed and name == network.input,
         )
         layouts[name] = PlaneLayout(**dict(layout.__dict__, stride=layout.plane_words | 1))
     return layouts
@@ -99,19 +102,25 @@ def place(network: Network, geometry: Geometry, batch: int = 1) -> tuple[dict[st
     """Layout and address of every tensor, and whether input and output share their words with no other tensor.
 
     If there is room, no tensor takes the words of one that the operator just before still reads, and input and output
-    have theirs to themselves: then pictures and operators overlap in time. Raises CapacityError, naming the operator,
-    if the memory is too small.
+    have theirs to themselves: then pictures and operators overlap in time. If that does not help, the largest tensors
+    are placed first; then the input is packed. Raises CapacityError, naming the operator, if the memory is too
+    small.
     """
-    layouts = make_layouts(network, geometry, batch)
-    for spare, exclusive in ((1, True), (0, True), (0, False)):
-        try:
-            return place_with(network, layouts, geometry, spare, exclusive), exclusive
-        except CapacityError as error:
-            failure = error
+    residuals = {op.requantize.residual for op in network.ops if op.requantize is not None}
+    failure = None
+    # A residual is read by whole words, so it cannot be packed.
+    for packed in (False, True) if network.input not in residuals else (False,):
+        layouts = make_layouts(network, geometry, batch, packed)
+        for method, (spare, exclusive) in product((in_order, by_size), ((1, True), (0, True), (0, False))):
+            try:
+                return method(network, layouts, geometry, spare, exclusive), exclusive
+            except CapacityError as error:
+                failure = error if method is in_order and not packed else failure
+    assert failure is not None
     raise failure
 
 
-def place_with(
+def in_order(
     network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry, spare: int, exclusive: bool
 ) -> dict[str, Placement]:
     """First fit; a tensor's words are free for others `spare` operators after its last use."""
@@ -143,4 +152,30 @@ def place_with(
         if op.output not in placed:
             put(op.output, op.name)
         alive[:] = [name for name in alive if name in always or uses[name] + spare > index]
+    return placed
+
+
+def by_size(
+    network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry, spare: int, exclusive: bool
+) -> dict[str, Placement]:
+    """First fit, the largest tensor first, beside those that live at the same time."""
+    uses = last_uses(network)
+    made = {op.output: index for index, op in enumerate(network.ops)} | {network.input: -1}
+    always = {network.input, network.output} if exclusive else set()
+    placed: dict[str, Placement] = {}
+
+    def together(one: str, other: str) -> bool:
+        first, second = sorted((one, other), key=lambda name: made[name])
+        return bool(always & {one, other}) or uses[first] + spare >= made[second]
+
+    for name in sorted(made, key=lambda name: -layouts[name].words):
+        words, address = layouts[name].words, 0
+        taken = [(where.address, where.layout.words) for other, where in placed.items() if together(name, other)]
+        for begin, size in sorted(taken):
+            if address + words <= begin:
+                break
+            address = max(address, begin + size)
+        if address + words > geometry.activation_words:
+            raise CapacityError(f"{network.name}: tensor {name!r} needs {words} activation words")
+        placed[name] = Placement(layouts[name], address)
     return placed

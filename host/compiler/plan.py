@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from sentei.host.compiler.pack import Packed, Streams, pack_empty
+from sentei.host.compiler.pack import NO_PAGE, Packed, Streams, pack_empty
 from sentei.host.network.ir import Network
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
@@ -28,6 +28,11 @@ class Run:
     @property
     def epoch(self) -> int:
         return min(tasks[0].epoch for tasks in self.tasks)
+
+    @property
+    def page(self) -> int:
+        """The page of the tables that it needs."""
+        return max(task.page for tasks in self.tasks for task in tasks)
 
     @property
     def words(self) -> int:
@@ -65,11 +70,13 @@ def plan_streams(streams: Streams, geometry: Geometry, network: Network) -> Stre
     def longest_task(layer: int) -> int:
         return max(task.words for tasks in streams.tasks[layer] for task in tasks)
 
+    turning = {index for index, shares in enumerate(streams.tasks) if len(pages_of(shares)) > 1}
     for buffers, count in product((2, 1), range(len(lengths) + 1)):
-        segments = make_segments(streams, set(order[:count]))
+        streamed = turning.union(order[:count])
+        segments = make_segments(streams, streamed)
         room = geometry.stream_words - sum(run.words for run in segments if not run.chunk)
         place = room // buffers
-        if place >= max(map(longest_task, order[:count]), default=0):
+        if place >= max(map(longest_task, streamed), default=0):
             break
     else:
         worst = max(range(len(lengths)), key=longest_task)
@@ -79,7 +86,7 @@ def plan_streams(streams: Streams, geometry: Geometry, network: Network) -> Stre
             "input channels"
         )
     runs, addresses = [], []
-    free, turn = buffers * place if count else 0, 0
+    free, turn = buffers * place if streamed else 0, 0
     for segment in segments:
         if not segment.chunk:
             runs.append(segment)
@@ -93,6 +100,11 @@ def plan_streams(streams: Streams, geometry: Geometry, network: Network) -> Stre
     return StreamPlan(runs, addresses, buffers)
 
 
+def pages_of(shares: list[list[Packed]]) -> set[int]:
+    """The pages of the tables that a layer needs."""
+    return {task.page for tasks in shares for task in tasks} - {NO_PAGE}
+
+
 def make_segments(streams: Streams, streamed: set[int]) -> list[Run]:
     """Runs of consecutive layers that stay on chip, and streamed layers by themselves."""
     runs: list[Run] = []
@@ -102,7 +114,8 @@ def make_segments(streams: Streams, streamed: set[int]) -> list[Run]:
     for index in range(layers):
         last = index == layers - 1
         alone = index in streamed
-        turns = not last and streams.pages[index + 1] != streams.pages[index]
+        own, following = (pages_of(streams.tasks[number]) for number in (index, min(index + 1, layers - 1)))
+        turns = max(own, default=0) != max(following, default=0)
         ends = last or alone or turns or index + 1 in streamed or index + 1 == layers - 1
         if ends:
             members = range(begin, index + 1)
@@ -113,15 +126,18 @@ def make_segments(streams: Streams, streamed: set[int]) -> list[Run]:
 
 
 def make_chunks(run: Run, words: int, geometry: Geometry) -> list[Run]:
-    """Cut a streamed layer into runs of at most `words`; each task whole. Every group has a task in each of them."""
+    """Cut a streamed layer into runs of at most `words` on one page; each task whole. Every group has a task in each of
+    them."""
     waiting = [list(tasks) for tasks in run.tasks]
     chunks = []
     while any(waiting):
         taken: list[list[Packed]] = []
+        pages = {tasks[0].page for tasks in waiting if tasks} - {NO_PAGE}
+        now = {NO_PAGE, min(pages, default=NO_PAGE)}
         for tasks in waiting:
             taken.append([])
             used = 0
-            while tasks and used + tasks[0].words <= words:
+            while tasks and tasks[0].page in now and used + tasks[0].words <= words:
                 used += tasks[0].words
                 taken[-1].append(tasks.pop(0))
         epoch = min(tasks[0].epoch for tasks in taken if tasks)

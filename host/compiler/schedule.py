@@ -17,7 +17,7 @@ from sentei.host.compiler.epochs import (
     sections_limit,
 )
 from sentei.host.compiler.placement import Placement
-from sentei.host.compiler.tables import Tables, Tile
+from sentei.host.compiler.tables import Tile
 from sentei.host.compiler.tasks import Task, spread
 from sentei.host.network.ir import Conv, Network, Pool, inputs_of
 from sentei.overlay.errors import CapacityError
@@ -36,8 +36,8 @@ class Layer:
     last: int  # the epoch that late steps wait for; LONG_AGO if there are none
 
 
-def schedule(network: Network, placed: dict[str, Placement], tables: Tables, geometry: Geometry) -> list[Layer]:
-    """Every operator's tasks and epochs, adding to `tables` what they need."""
+def schedule(network: Network, placed: dict[str, Placement], geometry: Geometry) -> list[Layer]:
+    """Every operator's tasks and epochs."""
     limit = sections_limit(len(network.ops), network.name)
     source = placed[network.input].layout
     written = {network.input: np.full((source.channels, source.plane_words), LONG_AGO)}
@@ -46,7 +46,7 @@ def schedule(network: Network, placed: dict[str, Placement], tables: Tables, geo
     for op in network.ops:
         with naming(network, op):
             first = layers[-1].sections.last if layers else 0
-            tiles, words = tiles_of(op, placed, tables)
+            tiles, words = tiles_of(op, placed)
             needed = needs(tiles, [written[name] for name in inputs_of(op)])
             late = late_channels(needed, first) if isinstance(op, Conv) else np.zeros(needed.shape[1], bool)
             shares = spread(blocks_of(op, placed, words, late, geometry), len(tiles), load, geometry)

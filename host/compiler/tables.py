@@ -1,6 +1,7 @@
-"""Builds the tile, tap and mask tables (formats in overlay/instructions.py). Equal rows are stored once.
+"""Builds the tile, tap, mask and channel tables (formats in overlay/instructions.py). Equal rows are stored once.
 
-A tile is one word of an output phase. For each tap (kernel coordinate) its row of the tap table says how many pixels
+Tables that have no room for a whole network are cut into pages, which are loaded in turn. A tile is
+one word of an output phase. For each tap (kernel coordinate) its row of the tap table says how many pixels
 away the tap's pixels lie, and which lanes of them are inside the map.
 """
 
@@ -9,35 +10,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 
 from sentei.host.network.ir import Conv, Pool, Term, kernel_of
-from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import TAP, TILE
 from sentei.overlay.layout import PlaneLayout
 
+Row: TypeAlias = tuple[tuple[int, int], ...]  # of each tap: offset in pixels, a bit for each lane inside the map
+
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile of an operator: `taps` is the first entry of its row, `source` and `target` are words within a plane,
-    `reads` (words of the input plane,) bool says for each of the operator's terms which of them it needs."""
+    """One tile of an operator: its `row` of taps, `source` and `target` are words within a plane, `reads` (words of the
+    input plane,) bool says for each of the operator's terms which of them it needs."""
 
-    taps: int
+    row: Row
     source: int
     target: int
     reads: list[np.ndarray]
 
-    def pack(self, epoch: int, signal: bool) -> int:
-        return TILE.pack(taps=self.taps, input=self.source, output=self.target, epoch=epoch, signal=int(signal))
+
+def row_of(taps: list[tuple[int, np.ndarray]]) -> Row:
+    """A row of taps from their offsets and bool (lanes,)."""
+    return tuple((offset, sum(1 << int(lane) for lane in np.flatnonzero(lanes))) for offset, lanes in taps)
+
+
+class PageFull(Exception):
+    """A table has no room left; the text says which."""
 
 
 @dataclass
-class Tables:
-    """The three tables while they grow. `tiles`, `taps` and `masks` are lists of packed entries."""
+class Page:
+    """The tables while they grow, as far as they are on chip at the same time: lists of packed entries, `channels` one
+    for each requantizer."""
 
     geometry: Geometry
+    channels: list[list[int]] = field(init=False)
     tiles: list[int] = field(default_factory=list)
     taps: list[int] = field(default_factory=list)
     masks: list[int] = field(default_factory=list)
@@ -45,23 +56,37 @@ class Tables:
     known_taps: dict[tuple, int] = field(default_factory=dict)
     known_masks: dict[int, int] = field(default_factory=dict)
 
-    def mask(self, lanes: np.ndarray) -> int:
-        """Index of the mask with bit l set where lanes[l]."""
-        value = int(sum(1 << int(lane) for lane in np.flatnonzero(lanes)))
-        if value not in self.known_masks:
-            self._need("mask_entries", len(self.masks) + 1)
-            self.known_masks[value] = len(self.masks)
-            self.masks.append(value)
-        return self.known_masks[value]
+    def __post_init__(self) -> None:
+        self.channels = [[] for _ in range(self.geometry.requantizers)]
 
-    def tap_row(self, taps: list[tuple[int, np.ndarray]]) -> int:
-        """First entry of a row of (offset in pixels, lanes inside the map)."""
-        row = tuple((offset, self.mask(lanes)) for offset, lanes in taps)
+    def channel_list(self, unit: int, entries: list[int]) -> int:
+        """First entry of consecutive entries of a requantizer's channel table."""
+        table = self.channels[unit]
+        self._need("channel_entries", len(table) + len(entries))
+        table += entries
+        return len(table) - len(entries)
+
+    def mask(self, lanes: int) -> int:
+        """Index of a mask."""
+        if lanes not in self.known_masks:
+            self._need("mask_entries", len(self.masks) + 1)
+            self.known_masks[lanes] = len(self.masks)
+            self.masks.append(lanes)
+        return self.known_masks[lanes]
+
+    def tap_row(self, row: Row) -> int:
+        """First entry of a row of taps."""
         if row not in self.known_taps:
+            entries = [TAP.pack(offset=offset, mask=self.mask(lanes)) for offset, lanes in row]
             self._need("tap_entries", len(self.taps) + len(row))
             self.known_taps[row] = len(self.taps)
-            self.taps += [TAP.pack(offset=offset, mask=mask) for offset, mask in row]
+            self.taps += entries
         return self.known_taps[row]
+
+    def tile(self, tile: Tile, epoch: int, signal: bool) -> int:
+        """A packed TILE entry."""
+        taps = self.tap_row(tile.row)
+        return TILE.pack(taps=taps, input=tile.source, output=tile.target, epoch=epoch, signal=int(signal))
 
     def tile_list(self, entries: tuple[int, ...]) -> int:
         """First entry of consecutive packed TILE entries."""
@@ -74,7 +99,7 @@ class Tables:
     def _need(self, memory: str, entries: int) -> None:
         available = getattr(self.geometry, memory)
         if entries > available:
-            raise CapacityError(f"the network needs more than {available} {memory}; use a geometry with more of them")
+            raise PageFull(f"needs more than {available} {memory}")
 
 
 @dataclass(frozen=True)
@@ -113,25 +138,29 @@ def output_words(layout: PlaneLayout) -> list[OutputWord]:
 
 
 def window_tiles(
-    tables: Tables, sources: list[PlaneLayout], target: PlaneLayout, terms: Sequence[Conv | Pool | Term]
+    sources: list[PlaneLayout],
+    target: PlaneLayout,
+    terms: Sequence[Conv | Pool | Term],
+    coordinates: list[np.ndarray],
 ) -> list[Tile]:
-    """Tiles of sliding windows, one of each term. Taps are numbered by term, ky, kx."""
+    """Tiles of sliding windows, one of each term. Taps are numbered by term, ky, kx, among the term's `coordinates`,
+    bool (rows * columns,)."""
     tiles = []
     positions = [source.positions() for source in sources]
     for here in output_words(target):
         taps: list[tuple[int, np.ndarray]] = []
         reads = []
-        for term, source, position in zip(terms, sources, positions, strict=True):
-            found, read = window_taps(here, term, source, position)
+        for term, source, position, used in zip(terms, sources, positions, coordinates, strict=True):
+            found, read = window_taps(here, term, source, position, used)
             taps += found
             reads.append(read)
         phase = here.phase_y * target.modulus[1] + here.phase_x
-        tiles.append(Tile(tables.tap_row(taps), here.word, phase * target.phase_words + here.word, reads))
+        tiles.append(Tile(row_of(taps), here.word, phase * target.phase_words + here.word, reads))
     return tiles
 
 
 def window_taps(
-    here: OutputWord, term: Conv | Pool | Term, source: PlaneLayout, positions: np.ndarray
+    here: OutputWord, term: Conv | Pool | Term, source: PlaneLayout, positions: np.ndarray, used: np.ndarray
 ) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
     """The taps of an output word, and which words of the input plane (words,) bool they read."""
     taps = []
@@ -139,11 +168,11 @@ def window_taps(
     stride, pads = term.stride, term.pads
     rows, columns = kernel_of(term)
     for ky in range(rows):
-        for kx in range(columns):
+        for kx in np.flatnonzero(used[ky * columns : (ky + 1) * columns]).tolist():
             row, phase_row = divmod(here.phase_y * stride[0] + ky - pads.top, source.modulus[0])
             column, phase_column = divmod(here.phase_x * stride[1] + kx - pads.left, source.modulus[1])
             phase = phase_row * source.modulus[1] + phase_column
-            offset = phase * source.phase_words * source.lanes + row * source.pitch + column
+            offset = phase * source.phase_pixels + row * source.pitch + column
             y, x = here.y * stride[0] + ky - pads.top, here.x * stride[1] + kx - pads.left
             inside = (here.y >= 0) & (y >= 0) & (y < source.height) & (x >= 0) & (x < source.width)
             # Were a tensor placed wrongly, this is where wrong pixels would be read.
@@ -162,7 +191,7 @@ def picture_starts(sources: list[PlaneLayout]) -> list[int]:
     return [different.index(pitch) for pitch in pitches]
 
 
-def single_pixel_tiles(tables: Tables, sources: list[PlaneLayout], target: PlaneLayout) -> list[Tile]:
+def single_pixel_tiles(sources: list[PlaneLayout], target: PlaneLayout) -> list[Tile]:
     """The tile of each picture whose 1x1 output map is read pixel by pixel: tap l brings lane l of a word to lane 0,
     counted from where the picture begins in the first term's tensor. Terms whose pictures begin elsewhere have taps of
     their own behind these."""
@@ -173,13 +202,13 @@ def single_pixel_tiles(tables: Tables, sources: list[PlaneLayout], target: Plane
     for picture in range(target.pictures):
         word = picture * sources[0].picture_pitch // lanes
         begins = [picture * pitch - word * lanes for pitch in pitches]
-        row = tables.tap_row([(begin + tap, first) for begin in begins for tap in range(lanes)])
+        row = row_of([(begin + tap, first) for begin in begins for tap in range(lanes)])
         reads = [words_of(source, picture) for source in sources]
         tiles.append(Tile(row, word, target_word(target, picture), reads))
     return tiles
 
 
-def whole_plane_tiles(tables: Tables, source: PlaneLayout, target: PlaneLayout) -> tuple[list[Tile], list[int]]:
+def whole_plane_tiles(source: PlaneLayout, target: PlaneLayout) -> tuple[list[Tile], list[int]]:
     """The tile of each picture whose planes are read word by word; and the words to read, counted from the word in
     which the picture begins. Tap t belongs to the t-th."""
     firsts = [picture * source.picture_pitch // source.lanes for picture in range(source.pictures)]
@@ -192,7 +221,7 @@ def whole_plane_tiles(tables: Tables, source: PlaneLayout, target: PlaneLayout) 
     for picture, (first, read) in enumerate(zip(firsts, reads, strict=True)):
         inside = np.zeros((source.plane_words + words[-1], source.lanes), bool)
         inside.reshape(-1)[positions[picture]] = True
-        row = tables.tap_row([(0, inside[first + word]) for word in words])
+        row = row_of([(0, inside[first + word]) for word in words])
         tiles.append(Tile(row, first, target_word(target, picture), [read]))
     return tiles, words
 

@@ -10,7 +10,11 @@ ODD = Geometry(
 NARROW = Geometry(
     lanes=4, columns=32, groups=8, requantizers=8, wide_bits=32, activation_words=32768
 )  # eight result buses that contend for two memory banks
-LAYER_GEOMETRIES = {name: PRESETS[name] for name in ("8x8", "16x16", "32x32")} | {"odd": ODD, "narrow": NARROW}
+PAGED = replace(
+    PRESETS["8x8"], tile_entries=16, tap_entries=256, mask_entries=64, channel_entries=32
+)  # tables for a part of a layer at a time
+LAYER_GEOMETRIES = {name: PRESETS[name] for name in ("8x8", "16x16", "32x32")}
+LAYER_GEOMETRIES |= {"odd": ODD, "narrow": NARROW, "paged": PAGED}
 
 SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512, channel_entries=64)  # tables that are loaded in turn
 NETWORK_GEOMETRIES = {
