@@ -117,6 +117,8 @@ class Program:
     classes: tuple[str, ...] = field(default=())
     doubts: tuple[Doubt, ...] = field(default=())
     tail: OutputTail | None = None  # None: the model has its output as (N, C, H, W), or flat
+    # The integer of each of 256 pixel values, for all channels or each; None: the pixel itself, (): nobody knows.
+    pixels: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def fingerprint(self) -> int:
@@ -195,8 +197,8 @@ class Program:
         values["layers"] = [layer.__dict__ for layer in self.layers]
         values["doubts"] = [doubt.__dict__ for doubt in self.doubts]
         values["tail"] = self.tail and self.tail.to_dict()
-        for name in ("doubts", "tail"):
-            if not values[name]:
+        for name, empty in (("doubts", []), ("tail", None), ("pixels", None)):
+            if values[name] == empty:
                 del values[name]
         return values
 
@@ -255,6 +257,8 @@ class Program:
             values["trace_tensors"] = tuple(_tensor_from_dict(t) for t in values["trace_tensors"])
             values["layers"] = tuple(LayerInfo(**layer) for layer in values["layers"])
             values["doubts"] = tuple(Doubt(**doubt) for doubt in values.get("doubts", ()))
+            if "pixels" in values:
+                values["pixels"] = tuple(tuple(levels) for levels in values["pixels"])
             if "tail" in values:
                 values["tail"] = OutputTail.from_dict(values["tail"])
             for name in ("output_scale", "output_offset", "classes"):
@@ -293,6 +297,12 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
         for tensor in tensors:
             if tensor.offset_bytes < 0 or tensor.offset_bytes + tensor.layout.words * word_bytes > room:
                 raise ValueError(f"tensor {tensor.name!r} does not lie in its {room} bytes")
+    if program.pixels and (
+        {len(levels) for levels in program.pixels} != {256}
+        or len(program.pixels) not in (1, program.input.channels)
+        or any(type(level) is not int for levels in program.pixels for level in levels)
+    ):
+        raise ValueError("pixels must be 256 integers for each channel")
     if program.tail is not None:
         output = program.output.layout
         program.tail(np.zeros((1, output.channels, output.height, output.width), np.float32))

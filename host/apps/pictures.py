@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,24 +10,33 @@ import numpy as np
 from sentei.overlay.errors import InputError
 from sentei.overlay.program import Program
 
+FITS = ("resize", "crop", "pad")
 
-def read_pictures(paths: list[Path], program: Program) -> np.ndarray:
-    """Pictures (N, C, H, W) from .npy files (integers, one picture or a batch each) and image files.
 
-    An image file is converted to the network's one or three channels; its size must be the network's.
+def read_pictures(
+    paths: list[Path], program: Program, fit: str | None = None, notice: Callable[[str], None] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Pictures (N, C, H, W) from .npy files (integers, one picture or a batch each) and image files, and their names.
+
+    An image file is converted to the network's one or three channels of 8 bits and made to `fit` its size: "resize"
+    changes its proportions, "crop" cuts off what is too much, "pad" puts black around it. Without `fit` it is resized,
+    and `notice` hears of it.
     """
-    batches = []
+    if fit is not None and fit not in FITS:
+        raise InputError(f"--fit must be {', '.join(FITS[:-1])} or {FITS[-1]}, not {fit!r}")
+    batches, names = [], []
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: there is no such file")
-        batches.append(read_array(path) if path.suffix == ".npy" else read_image(path, program)[None])
-        if batches[-1].ndim == 3:
-            batches[-1] = batches[-1][None]
+        batch = read_array(path) if path.suffix == ".npy" else read_image(path, program, fit, notice)[None]
+        batch = batch[None] if batch.ndim == 3 else batch
         try:
-            program.pack_input(batches[-1])
+            program.pack_input(batch)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-    return np.concatenate(batches)
+        batches.append(batch)
+        names += [path.name] if len(batch) == 1 else [f"{path.name}[{number}]" for number in range(len(batch))]
+    return np.concatenate(batches), names
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -36,23 +46,56 @@ def read_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: is not a .npy file of numbers ({error})") from error
 
 
-def read_image(path: Path, program: Program) -> np.ndarray:
+def read_image(
+    path: Path, program: Program, fit: str | None = None, notice: Callable[[str], None] | None = None
+) -> np.ndarray:
     """One image file as integers (C, H, W)."""
     from PIL import Image, UnidentifiedImageError
 
     source = program.input
-    if source.channels not in (1, 3) or source.signed or source.bits != 8:
+    if source.channels not in (1, 3):
+        raise InputError(f"{path}: the network takes {source.channels} channels, not 1 or 3; give a .npy file")
+    if program.pixels == ():
         raise InputError(
-            f"{path}: the network takes {source.channels} channels of {source.bits} bits; give a .npy file"
+            f"{path}: the model's input is normalized by numbers that the model does not have; give a .npy file of the "
+            f"integers that it takes, {source.low} to {source.high}"
         )
     try:
-        with Image.open(path) as picture:
-            values = np.asarray(picture.convert("L" if source.channels == 1 else "RGB"), np.int64)
-    except (UnidentifiedImageError, OSError) as error:
+        with Image.open(path) as opened:
+            picture = eight_bits(opened, path).convert("L" if source.channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: is not a picture that can be read ({error})") from error
+    size = (source.width, source.height)
+    if picture.size != size and fit is None and notice is not None:
+        notice(f"{path.name}: {picture.width}x{picture.height} pixels, resized to {size[0]}x{size[1]}; --fit says how")
+    values = np.asarray(fitted(picture, size, fit or "resize"), np.int64)
     values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-    if values.shape[1:] != (source.height, source.width):
-        raise InputError(
-            f"{path}: is {values.shape[2]}x{values.shape[1]} pixels, must be {source.width}x{source.height}; resize it"
-        )
-    return values
+    if program.pixels is None:
+        return values
+    tables = np.broadcast_to(np.array(program.pixels, np.int64), (source.channels, 256))
+    return np.stack([table[channel] for table, channel in zip(tables, values, strict=True)])
+
+
+def eight_bits(picture, path: Path):
+    """A picture whose channels have 8 bits; those of 16 lose the lower half."""
+    from PIL import Image
+
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(f"{path}: has pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if picture.mode == "F":
+        raise InputError(f"{path}: has floating-point pixels; save it with 8 or 16 bits")
+    return picture
+
+
+def fitted(picture, size: tuple[int, int], fit: str):
+    """The picture with `size`, (width, height)."""
+    from PIL import ImageOps
+
+    if picture.size == size:
+        return picture
+    if fit == "crop":
+        return ImageOps.fit(picture, size)
+    return ImageOps.pad(picture, size) if fit == "pad" else picture.resize(size)

@@ -74,7 +74,7 @@ def pack(
     from sentei.overlay.image import memory_image
 
     program = read_model(model)(geometry_named(geometry))
-    image = memory_image(program, read_pictures(pictures, program), program.classes)
+    image = memory_image(program, read_pictures(pictures, program)[0], program.classes)
     output = output or model.with_suffix(".image")
     with writing(output):
         output.write_bytes(image)

@@ -31,6 +31,8 @@ from sentei.host.commands.console import (
 from sentei.overlay.program import Program
 from sentei.overlay.registers import PROFILE_CAUSES
 
+BEST = 5  # classes that `run` prints
+
 
 def compile_model(
     model: Model,
@@ -97,39 +99,70 @@ def run(
     geometry: GeometryName = "32x32",
     memory: MemoryName = "zynq-hp",
     input: InputOption = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="how a picture of another size is made to fit: resize, crop or pad (default: resize)"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=".npy file for the model's outputs")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Run pictures through a model and print the largest outputs of each."""
-    from sentei.host.apps.demo import softmax
+    """Run pictures of any size and format through a model and print the best five classes of each."""
     from sentei.host.apps.measure import share
     from sentei.host.apps.pictures import read_pictures
 
     program_for = read_model(model, input=input)
     with opened(target, geometry, memory) as overlay:
         program = program_for(overlay.manifest.geometry)
-        images = read_pictures(pictures, program)
+        images, names = read_pictures(pictures, program, fit, say)
         overlay.load(program)
         with step(f"running {len(images)} pictures") as progress:
-            logits = []
-            for number, outputs in enumerate(overlay.stream(iter(images))):
-                logits.append(outputs.logits.reshape(-1))
+            logits, outputs = [], []
+            for number, of_picture in enumerate(overlay.stream(iter(images))):
+                logits.append(of_picture.logits)
+                outputs.append(of_picture.model)
                 progress(number + 1, len(images))
         cycles = share(overlay.last_cycles, program)
-    chances = softmax(np.array(logits))
-    names = program.classes or tuple(str(number) for number in range(chances.shape[1]))
-    table = Table()
-    for name in ("picture", "label", "confidence"):
-        table.add_column(name)
-    results = []
-    for number, chance in enumerate(chances):
-        label = int(chance.argmax())
-        name = names[label] if label < len(names) else str(label)
-        table.add_row(str(number), name, f"{chance[label]:.1%}")
-        values = {"picture": number, "label": name, "index": label, "confidence": float(chance[label])}
-        results.append(values | {"outputs": [float(v) for v in logits[number]]})
-    console.print(table)
+    results = [
+        {"picture": number, "file": name} | of_classes(program, sums) | {"outputs": own.reshape(-1).tolist()}
+        for number, (name, sums, own) in enumerate(zip(names, logits, outputs, strict=True))
+    ]
+    if "best" in results[0]:
+        table = Table()
+        for name in ("file", "label", "confidence", "next best"):
+            table.add_column(name, overflow="fold")
+        for result in results:
+            first, *others = result["best"]
+            rest = ", ".join(f"{other['label']} {other['confidence']:.1%}" for other in others)
+            table.add_row(result["file"], first["label"], f"{first['confidence']:.1%}", rest)
+        console.print(table)
+    else:
+        say(f"the output is {outputs[0].shape}, not one number for each class: --output FILE.npy or --json FILE has it")
     say(f"{cycles:.0f} cycles a picture")
+    if output is not None:
+        with writing(output), output.open("wb") as file:
+            np.save(file, np.stack(outputs))
+        say(f"outputs: {output}")
     write_json(json_file, {"model": program.name, "cycles_per_image": cycles, "pictures": results})
+
+
+def of_classes(program: Program, logits: np.ndarray) -> dict:
+    """The best five classes, if a picture's numbers `logits` are one for each class."""
+    from sentei.host.apps.demo import softmax
+
+    if logits.ndim != 1 or len(logits) < 2:
+        return {}
+    chances = softmax(logits)
+    order = np.argsort(-chances, kind="stable")[:BEST]
+    names = program.classes
+    best = [
+        {
+            "label": names[index] if index < len(names) else str(index),
+            "index": int(index),
+            "confidence": float(chances[index]),
+        }
+        for index in order
+    ]
+    return {**best[0], "best": best}
 
 
 def verify(

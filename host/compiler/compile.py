@@ -19,6 +19,7 @@ from sentei.host.compiler.schedule import schedule
 from sentei.host.compiler.steps import weight_digits
 from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, residual_codes
 from sentei.host.network.law import check
+from sentei.host.network.pixels import pixel_levels
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.program import LayerInfo, Program
@@ -94,4 +95,5 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         classes=classes,
         doubts=network.doubts,
         tail=network.tail,
+        pixels=pixel_levels(network),
     )

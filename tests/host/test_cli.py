@@ -203,6 +203,7 @@ def test_run_reads_arrays_and_pictures(sentei, simulator, folder, model):
     assert (code, said) == (0, "")
     images = small_pictures(3)[[0, 1, 2, 1, 2, 2]]
     logits = expected_logits(folder, images)
+    shown_names = ("batch.npy[0]", "batch.npy[1]", "batch.npy[2]", "single.npy", "gray.png", "color.png")
     figures = json.loads((folder / "run.json").read_text())
     assert figures["cycles_per_image"] > 0 and f"{figures['cycles_per_image']} cycles a picture" in text
     assert len(figures["pictures"]) == len(images)
@@ -210,7 +211,23 @@ def test_run_reads_arrays_and_pictures(sentei, simulator, folder, model):
         assert result["picture"] == number and result["outputs"] == [float(v) for v in logits[number]]
         assert result["index"] == int(logits[number].argmax()) and result["label"] == NAMES[result["index"]]
         assert 1 / CLASSES <= result["confidence"] <= 1
-        assert re.search(rf"{number} .*{re.escape(result['label'])} .*{result['confidence']:.1%}", text)
+        assert result["file"] == shown_names[number]
+        assert [best["index"] for best in result["best"]] == np.argsort(-logits[number], kind="stable")[:5].tolist()
+        shown = rf"{re.escape(result['file'])} .*{re.escape(result['label'])} .*{result['confidence']:.1%}"
+        assert re.search(shown, text)
+
+
+def test_run_makes_pictures_fit_and_says_so(sentei, refused, simulator, folder):
+    Image.new("RGB", (2 * WIDTH, HEIGHT)).save(folder / "wide.jpg")
+    code, text, _ = sentei("run", folder / "small.onnx", folder / "wide.jpg", *GEOMETRY, "-o", folder / "out.npy")
+    assert code == 0
+    assert f"wide.jpg: {2 * WIDTH}x{HEIGHT} pixels, resized to {WIDTH}x{HEIGHT}; --fit says how" in text
+    zeros = np.zeros((1, 1, HEIGHT, WIDTH), int)
+    assert np.array_equal(np.load(folder / "out.npy").reshape(1, -1), expected_logits(folder, zeros))
+    code, text, _ = sentei("run", folder / "small.onnx", folder / "wide.jpg", *GEOMETRY, "--fit", "crop")
+    assert code == 0 and "resized" not in text
+    text = "--fit must be resize, crop or pad, not 'squeeze'"
+    refused("run", folder / "small.onnx", folder / "wide.jpg", *GEOMETRY, "--fit", "squeeze", text=text)
 
 
 def test_run_takes_an_overlay_as_target(sentei, simulator, folder):
@@ -438,7 +455,6 @@ def test_a_target_that_is_no_overlay_is_named(refused, folder):
         ("text.png", "text.png: is not a picture that can be read"),
         ("folder.png", "folder.png: is not a picture that can be read"),
         ("folder.npy", "folder.npy: is not a .npy file of numbers"),
-        ("wide.png", f"wide.png: is {WIDTH + 1}x{HEIGHT} pixels, must be {WIDTH}x{HEIGHT}; resize it"),
         ("wide.npy", r"wide.npy: pictures must have shape \(N, 1, 10, 12\), N at least 1, not \(1, 1, 10, 13\)"),
         ("flat.npy", r"flat.npy: pictures must have shape .* not \(120,\)"),
         ("none-in-it.npy", r"none-in-it.npy: .* N at least 1, not \(0, 1, 10, 12\)"),
@@ -460,7 +476,6 @@ def test_a_picture_that_does_not_fit_is_named(refused, simulator, folder, name, 
     large = np.zeros((3, 1, HEIGHT, WIDTH), int)
     large[2, 0, 0, 0] = 256
     np.save(folder / "large.npy", large)
-    Image.new("L", (WIDTH + 1, HEIGHT)).save(folder / "wide.png")
     refused("run", folder / "small.onnx", folder / "batch.npy", folder / name, *GEOMETRY, text=text)
 
 
