@@ -127,8 +127,9 @@ class Program:
     @property
     def meaning(self) -> str:
         """What is known of the program's arithmetic, in one sentence."""
+        by_host = "; exponentials are the host's" if self.tail is not None and self.tail.has_exponentials else ""
         if not self.doubts:
-            return "equal to the model's float32 execution for every input"
+            return "equal to the model's float32 execution for every input" + by_host
         rounded = [doubt for doubt in self.doubts if not doubt.outputs]
         sums, ties = sum(doubt.sums for doubt in rounded), sum(doubt.ties for doubt in rounded)
         parts = ["equal in exact arithmetic"]
@@ -138,7 +139,7 @@ class Program:
             parts.append(text + (f", {ties} of them ties that the array rounds up" if ties else ""))
         if len(rounded) < len(self.doubts):
             parts.append("the outputs differ from float32 execution by its rounding")
-        return "; ".join(parts)
+        return "; ".join(parts) + by_host
 
     @property
     def pictures(self) -> int:

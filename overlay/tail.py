@@ -7,7 +7,6 @@ Each step is one operator of the model, in float32. A step's arguments are numbe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +89,9 @@ FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+EXPONENTIALS = ("log_softmax", "sigmoid", "softmax", "tanh")
+
+
 @dataclass(frozen=True)
 class TailStep:
     """One operator: `FUNCTIONS[name]` with `arguments`."""
@@ -142,5 +144,6 @@ class OutputTail:
         return OutputTail((0, order[1], order[2], order[3]), sizes, tuple(steps))
 
     @property
-    def elements(self) -> int:
-        return math.prod(self.sizes)
+    def has_exponentials(self) -> bool:
+        """Whether its last bits depend on who computes an exponential."""
+        return any(step.name in EXPONENTIALS for step in self.steps)

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from onnx import helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.transformation.infer_shapes import InferShapes
@@ -47,26 +48,30 @@ def read(path: Path) -> tuple[Network, str]:
 
 
 def pictures(network: Network, count: int, seed: int) -> np.ndarray:
-    """Random integers; of few bits, only the two ends, which a sign has, too."""
+    """Random integers, of those that the model makes of some input; of few bits the two ends, which a sign has, too."""
     tensor, random = network.tensors[network.input], np.random.default_rng(seed)
     shape = (count, *tensor.shape)
+    if network.preprocessing is not None:
+        reached = [network.preprocessing.low + np.flatnonzero(of) for of in network.preprocessing.reached]
+        return np.stack([random.choice(levels, (count, *tensor.shape[1:])) for levels in reached], 1)
     if tensor.bits <= 2:
         return random.choice([tensor.low, tensor.high], shape)
     return random.integers(tensor.low, tensor.high + 1, shape)
 
 
-def equal_outputs(path: Path, network: Network, images: np.ndarray) -> tuple[int, int]:
-    """(outputs that equal qonnx's, outputs in all)."""
+def outputs_of_both(path: Path, network: Network, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """qonnx's outputs of the file and the reference's, (N, elements) each."""
     wrapper = ModelWrapper(str(path)).transform(InferShapes())
-    (source,) = [value.name for value in wrapper.graph.input if value.name == network.input]
-    shape = wrapper.get_tensor_shape(source)
-    floats = network.model_input(images)
+    (source,) = [value for value in wrapper.graph.input if value.name == network.input]
+    shape = wrapper.get_tensor_shape(source.name)
+    kind = helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type)
     expected = [
-        execute_onnx(wrapper, {source: picture.reshape(1, *shape[1:])})[wrapper.graph.output[0].name].reshape(-1)
-        for picture in floats
+        execute_onnx(wrapper, {source.name: picture.reshape(1, *shape[1:]).astype(kind)})[
+            wrapper.graph.output[0].name
+        ].reshape(-1)
+        for picture in network.model_input(images)
     ]
-    found = reference.predict(network, images)
-    return int((found == np.array(expected)).sum()), found.size
+    return np.array(expected), reference.predict(network, images)
 
 
 def examine(path: Path, whole: SenteiOverlay, control: SenteiOverlay) -> dict:
@@ -80,8 +85,10 @@ def examine(path: Path, whole: SenteiOverlay, control: SenteiOverlay) -> dict:
     if assumed:
         row["assumed_input"] = assumed
     images = pictures(network, BY_QONNX, 0)
-    equal, total = equal_outputs(path, network, images)
-    row |= {"equal_float": equal == total, "outputs_equal": equal, "outputs": total, "proven": not program.doubts}
+    expected, found = outputs_of_both(path, network, images)
+    equal = int((found == expected).sum())
+    row |= {"equal_float": equal == found.size, "outputs_equal": equal, "outputs": found.size}
+    row |= {"largest_difference": float(np.abs(found - expected).max()), "proven": not program.doubts}
     whole.load(program)
     row["rtl_exact"] = first_difference(whole, network, images[:BY_RTL]) is None
     control.load(program)

@@ -14,25 +14,28 @@ import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Quantizer
 from sentei.host.arithmetic.thresholds import (
-    between,
+    LEVELS,
+    Piece,
+    in_pieces,
     levels_of_steps,
+    limits_of,
     on_lines,
-    reached_at,
+    reached_by,
     reaching_in_float,
     refuse,
     residual_integers,
     smallest_reaching,
 )
 from sentei.host.errors import InexactModel
-from sentei.host.network.ir import Requantize, Tensor, residual_codes
+from sentei.host.network.ir import Requantize, Tensor
 from sentei.host.network.lines import FREE
 from sentei.overlay.program import Doubt
 
 
 def requantize_as_meant(
     op: str, chain: Chain, quantizer: Quantizer, low: np.ndarray, high: np.ndarray, residual: Tensor | None
-) -> tuple[Requantize, Doubt | None]:
-    """The `Requantize` of what is meant for accumulators in low[c]..high[c], and for how many of them float32 may
+) -> tuple[list[Piece], Doubt | None]:
+    """The levels of what is meant for accumulators in low[c]..high[c], and for how many of them float32 may
     decide otherwise. `InexactModel` if the array cannot compute it."""
     integers = residual_integers(residual)
     descending = falls_as_meant(op, chain, quantizer, low, high, integers)
@@ -54,14 +57,17 @@ def requantize_as_meant(
         ties = np.where(better, np.abs(up - meant).sum((1, 2)), 0)
         meant = np.where(better[:, None, None], up, meant)
         exists |= found
-    if not exists.all():
+    pieces = [Piece(0, LEVELS, spec)]
+    if not exists.all() and residual is not None:
         refuse(op, chain, quantizer, residual, exists)
+    if not exists.all():
+        pieces = in_pieces(*limits_of(meant, low, high), descending)
     sides = [reaching_in_float(chain, quantizer, low, high, integers, descending, side) for side in (-1, 1)]
     first, last = np.minimum(np.minimum(*sides), meant), np.maximum(np.maximum(*sides), meant)
     sums = np.maximum((last - first).sum((1, 2)), ties)
     if not sums.any():
-        return spec, None
-    return spec, Doubt(op, int(sums.sum()), int((sums > 0).sum()), int(ties.sum()))
+        return pieces, None
+    return pieces, Doubt(op, int(sums.sum()), int((sums > 0).sum()), int(ties.sum()))
 
 
 def requantize_sum_as_meant(
@@ -72,7 +78,7 @@ def requantize_sum_as_meant(
     residual: Tensor,
     base: int,
     factors: np.ndarray,
-) -> tuple[Requantize, Doubt | None]:
+) -> tuple[list[Piece], Doubt | None]:
     """`requantize_as_meant` of a chain that adds `residual`, for sums that have it as a term: base * accumulator +
     factors[c] * residual. `limits` are those of the accumulator without it.
 
@@ -89,15 +95,13 @@ def requantize_sum_as_meant(
     middle = (below + above) // 2
     crossed = below > above
     least, most = np.where(crossed, middle, below), np.where(crossed, middle, above)
-    spec, exists = between(least[:, :, None], most[:, :, None], descending, residual_codes(None))
-    if not exists.all():
-        refuse(op, chain, quantizer, residual, exists)
-    found = -((added - reached_at(spec)[:, :, None]) // base)  # rounded up
+    pieces = in_pieces(least[:, :, None], most[:, :, None], descending)
+    found = -((added - reached_by(pieces)[:, :, None]) // base)  # rounded up
     wrong = np.abs(np.clip(found, low[:, None, None], high[:, None, None] + 1) - meant).sum((1, 2))
     sides = [reaching_in_float(chain, quantizer, low, high, integers, descending, side) for side in (-1, 1)]
     first, last = np.minimum(np.minimum(*sides), meant), np.maximum(np.maximum(*sides), meant)
     sums = wrong + (last - first).sum((1, 2))
-    return spec, Doubt(op, int(sums.sum()), int((sums > 0).sum())) if sums.any() else None
+    return pieces, Doubt(op, int(sums.sum()), int((sums > 0).sum())) if sums.any() else None
 
 
 def falls_as_meant(

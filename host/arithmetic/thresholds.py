@@ -9,14 +9,16 @@ the whole reachable range finds it by running the chain itself, for all channels
         low ............... high   (accumulator)
 
 What is never or always reached bounds its threshold. All pairs (j, r) of one number must agree, and the thresholds of a
-channel must lie on a line, rounded up. The search for the line is complete (host/network/lines.py), so a refusal means
-that there is none.
+channel must lie on a line, rounded up. The search for the line is complete (host/network/lines.py), so where it finds
+none, there is none. Then the levels are cut into pieces that have one each, and the level is their sum:
+
+    level = clip(level, 0, 7) + clip(level, 7, 15) - 7
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,16 +34,18 @@ NUMBERS = np.arange(1, THRESHOLDS + 1)
 
 def requantize(
     op: str, chain: Chain, quantizer: Quantizer, low: np.ndarray, high: np.ndarray, residual: Tensor | None
-) -> Requantize:
-    """The `Requantize` of operator `op` for accumulators in low[c]..high[c]; raises `InexactModel` if there is none."""
+) -> list[Piece]:
+    """The levels of operator `op` for accumulators in low[c]..high[c]; raises `InexactModel` if there are none."""
     integers = residual_integers(residual)
     descending = falls(op, chain, quantizer, low, high, integers)
     smallest, largest = (reaching_in_float(chain, quantizer, low, high, integers, descending, side) for side in (-1, 1))
     require_equal(op, smallest, largest)
     spec, exists = on_lines(smallest, low, high, descending, residual)
-    if not exists.all():
+    if exists.all():
+        return [Piece(0, LEVELS, spec)]
+    if residual is not None:
         refuse(op, chain, quantizer, residual, exists)
-    return spec
+    return in_pieces(*limits_of(smallest, low, high), descending)
 
 
 def residual_integers(residual: Tensor | None) -> np.ndarray:
@@ -53,10 +57,42 @@ def on_lines(
     smallest: np.ndarray, low: np.ndarray, high: np.ndarray, descending: np.ndarray, residual: Tensor | None
 ) -> tuple[Requantize, np.ndarray]:
     """The `Requantize` that reaches the levels at `smallest` (C, 15, R), and whether each channel (C,) has one."""
-    least = np.where(smallest <= low[:, None, None], -FREE, smallest)
-    most = np.where(smallest > high[:, None, None], FREE, smallest)
-    spec, exists = between(least, most, descending, residual_codes(residual))
+    spec, exists = between(*limits_of(smallest, low, high), descending, residual_codes(residual))
     return replace(spec, residual=residual.name if residual else None), exists
+
+
+def limits_of(smallest: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a threshold may lie that is reached at `smallest` (C, 15, R): from where and to where."""
+    least = np.where(smallest <= low[:, None, None], -FREE, smallest)
+    return least, np.where(smallest > high[:, None, None], FREE, smallest)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`spec` hands out the level, limited to `first`..`last`, counted from the lowest one."""
+
+    first: int
+    last: int
+    spec: Requantize
+
+
+def in_pieces(least: np.ndarray, most: np.ndarray, descending: np.ndarray) -> list[Piece]:
+    """The fewest pieces that reach each level somewhere from `least` to `most` (C, 15, 1), the same of all channels."""
+    step = np.arange(LEVELS)
+    level = np.where(descending[:, None], LEVELS - step, step + 1)[:, :, None]
+    pieces: list[Piece] = []
+    while not pieces or pieces[-1].last < LEVELS:
+        first = pieces[-1].last if pieces else 0
+        for last in range(LEVELS, first, -1):
+            below, above = level <= first, level > last
+            always = np.where(descending[:, None, None], above, below)
+            never = np.where(descending[:, None, None], below, above)
+            lower, upper = (np.where(always, -FREE, np.where(never, FREE, of)) for of in (least, most))
+            spec, exists = between(lower, upper, descending, residual_codes(None))
+            if exists.all():
+                break
+        pieces.append(Piece(first, last, spec))
+    return pieces
 
 
 def between(least: np.ndarray, most: np.ndarray, descending: np.ndarray, codes: range) -> tuple[Requantize, np.ndarray]:
@@ -99,8 +135,18 @@ def number_of(level: np.ndarray, lowest: np.ndarray, descending: np.ndarray, cod
     return 16 + np.where(descending, code - (level - lowest), level - lowest - code)
 
 
+def reached_by(pieces: list[Piece]) -> np.ndarray:
+    """int64 (C, 15): the sum at which the pieces together reach each level; -FREE: always, FREE: never."""
+    found = np.zeros((len(pieces[0].spec.low), LEVELS), np.int64)
+    steps = np.arange(LEVELS)
+    level = np.where(pieces[0].spec.descending[:, None], LEVELS - steps, steps + 1)
+    for piece in pieces:
+        found = np.where((piece.first < level) & (level <= piece.last), reached_at(piece.spec), found)
+    return found
+
+
 def reached_at(spec: Requantize) -> np.ndarray:
-    """int64 (C, 15): the sum at which each level is reached without a residual; -FREE: always, FREE: never."""
+    """`reached_by` of one piece."""
     steps = np.arange(LEVELS)
     level = np.where(spec.descending[:, None], LEVELS - steps, steps + 1)
     lowest, highest = spec.low[:, None], (spec.low + spec.span)[:, None]
@@ -111,16 +157,10 @@ def reached_at(spec: Requantize) -> np.ndarray:
     return np.where(always, -FREE, np.where(never, FREE, found))
 
 
-def refuse(op: str, chain: Chain, quantizer: Quantizer, residual: Tensor | None, exists: np.ndarray) -> None:
+def refuse(op: str, chain: Chain, quantizer: Quantizer, residual: Tensor, exists: np.ndarray) -> None:
     """Say why there is no line for those channels that do not have one."""
     channel = int(np.flatnonzero(~exists)[0])
     count = f"({int((~exists).sum())} of {len(exists)} channels)"
-    if residual is None:
-        raise InexactModel(
-            f"{op}: channel {channel}: its thresholds are not even, that is, points of a line {count}: use a factor "
-            "and an offset for each channel, a Quant node with rounding_mode ROUND, FLOOR or CEIL, and scales that are "
-            "powers of two where sums lie on rounding ties"
-        )
     ends = np.broadcast_to([residual.low, residual.high], (len(exists), 2))
     (added,) = (operation for operation in chain.operations if isinstance(operation, AddTensor))
     scale = np.diff(added.chain(ends, ends))[channel, 0] / (residual.high - residual.low)

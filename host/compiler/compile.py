@@ -42,6 +42,20 @@ def without_idle_weights(network: Network) -> Network:
     return replace(network, ops=tuple(ops))
 
 
+def kept_macs(weights: np.ndarray, groups: int, columns: int) -> int:
+    """Weights (O, I, H, W) that survive pruning: those of the slots that any of `columns` output channels needs, within
+    their group of channels."""
+    outputs, inputs = weights.shape[:2]
+    group_of_output = np.arange(outputs) * groups // outputs
+    group_of_input = np.arange(inputs) * groups // inputs
+    kept = 0
+    for first in range(0, outputs, columns):
+        block = slice(first, first + columns)
+        slots = (weights[block] != 0).any(0).sum((1, 2))
+        kept += int((slots * (group_of_output[block, None] == group_of_input).sum(0)).sum())
+    return kept
+
+
 def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerInfo:
     """What reports say of an operator."""
     target = network.tensors[op.output]
@@ -50,12 +64,10 @@ def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerIn
     pixels = target.shape.height * target.shape.width
     dense = macs = 0
     for term in op.terms:
-        nibbles = -(-network.tensors[term.input].bits // ACTIVATION_BITS)
-        dense += term.weights.size * len(weight_digits(term.weights)) * nibbles * pixels
-        for first in range(0, len(term.weights), geometry.group_columns):
-            part = term.weights[first : first + geometry.group_columns]
-            kept = sum(int((digit != 0).any(axis=0).sum()) for digit in weight_digits(part)) * len(part)
-            macs += kept * nibbles * pixels
+        passes = -(-network.tensors[term.input].bits // ACTIVATION_BITS) * pixels
+        digits = weight_digits(term.weights)
+        dense += term.weights.size // term.groups * len(digits) * passes
+        macs += sum(kept_macs(digit, term.groups, geometry.group_columns) for digit in digits) * passes
     kernel = f"{op.weights.shape[2]}x{op.weights.shape[3]}"
     return LayerInfo(op.name, f"conv {kernel}", op.output, macs, dense, macs / geometry.array_macs)
 

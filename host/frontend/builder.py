@@ -12,7 +12,7 @@ import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Quantizer, start_of_tensor
 from sentei.host.arithmetic.real_thresholds import requantize_as_meant, requantize_sum_as_meant
-from sentei.host.arithmetic.thresholds import identity, requantize
+from sentei.host.arithmetic.thresholds import Piece, identity, requantize
 from sentei.host.errors import InexactModel, MissingScale, UnsupportedOperator
 from sentei.host.frontend.axes import Axes, sizes, tidy
 from sentei.host.frontend.model_file import Node
@@ -27,6 +27,7 @@ from sentei.host.network.ir import (
     Preprocessing,
     Shape,
     Tensor,
+    Term,
     accumulator_range,
     kernel_of,
     output_extent,
@@ -152,8 +153,7 @@ class Builder:
             self.require_rising(activation, activation.maximum, node)
         name = self.free_name(name, set(self.tensors))
         first = f"{name} before {activation.maximum.name}" if activation.maximum else name
-        extent = self.extent(op, self.tensors[op.input].shape)
-        tensor = quantized_tensor(first, extent, quantizer)
+        tensor = quantized_tensor(first, self.extent_of(op), quantizer)
         self.emit(op, tensor)
         if activation.maximum is not None:
             pool = replace(activation.maximum, name=self.op_name(activation.maximum.name), input=first)
@@ -169,43 +169,67 @@ class Builder:
         op = self.operator_of(activation, node.name)
         place = f"{node} after {op.name!r}"
         residual = self.tensors.get(activation.chain.residual or "")
+        arguments = (place, activation.chain, quantizer, *self.reach(op), residual)
         try:
-            return replace(op, requantize=requantize(place, activation.chain, quantizer, *self.reach(op), residual))
+            return self.in_pieces(op, requantize(*arguments), quantizer)
         except InexactModel as error:
-            if residual is not None:
-                merged = self.merged(activation, quantizer, node, place)
-                if merged is not None:
-                    return merged
+            merged = None if residual is None else self.merged(activation, quantizer, node, place)
+            if merged is not None:
+                return merged
             if self.strict:
                 raise
             refusal = error
         try:
-            spec, doubt = requantize_as_meant(place, activation.chain, quantizer, *self.reach(op), residual)
+            pieces, doubt = requantize_as_meant(*arguments)
         except InexactModel as error:
             if residual is None:
                 raise
             refusal, doubt = error, None
         else:
             if residual is None or not (doubt and doubt.ties):
-                self.doubts += [replace(doubt, layer=op.name)] if doubt else []
-                return replace(op, requantize=spec)
+                return self.in_pieces(op, pieces, quantizer, doubt)
         try:
             joined, base, factors = with_room(activation, self.tensors)
         except UnsupportedOperator:
             raise refusal from None
-        arguments = (place, activation.chain, quantizer, self.reach(op), residual, base, factors)
-        spec, doubt = requantize_sum_as_meant(*arguments)
-        self.doubts += [replace(doubt, layer=op.name)] if doubt else []
-        return replace(joined, name=op.name, requantize=spec)
+        limits = self.reach(op)
+        pieces, doubt = requantize_sum_as_meant(place, activation.chain, quantizer, limits, residual, base, factors)
+        return self.in_pieces(replace(joined, name=op.name), pieces, quantizer, doubt)
 
     def merged(self, activation: Activation, quantizer: Quantizer, node: Node, place: str) -> Conv | Pool | None:
         """The operator if what its chain adds can be a term of its sum, provably as float32 has it; else None."""
         try:
             whole = absorbed(place, activation, self.tensors)
             op = self.operator_of(whole, node.name)
-            return replace(op, requantize=requantize(place, whole.chain, quantizer, *self.reach(op), None))
+            pieces = requantize(place, whole.chain, quantizer, *self.reach(op), None)
         except (InexactModel, UnsupportedOperator):
             return None
+        return self.in_pieces(op, pieces, quantizer)
+
+    def in_pieces(
+        self, op: Conv | Pool, pieces: list[Piece], quantizer: Quantizer, doubt: Doubt | None = None
+    ) -> Conv | Pool:
+        """The operator with its `Requantize`; if there are several, the sum of as many operators, which are emitted."""
+        self.doubts += [replace(doubt, layer=op.name)] if doubt else []
+        if len(pieces) == 1:
+            return replace(op, requantize=pieces[0].spec)
+        names = []
+        for number, piece in enumerate(pieces, 1):
+            part = self.op_name(f"{op.name} part {number}")
+            tensor = quantized_tensor(self.free_name(part, set(self.tensors)), self.extent_of(op), quantizer)
+            self.emit(replace(op, name=part, requantize=piece.spec), tensor)
+            names.append(tensor.name)
+        channels = tensor.shape.channels
+        pixels = np.eye(channels, dtype=np.int64)[:, :, None, None]
+        first, *others = (Term(name, pixels, groups=channels) for name in names)
+        # All but the first piece count the levels below them once more.
+        extra = sum(piece.first - quantizer.bias for piece in pieces[1:])
+        spec = identity(tensor)
+        total = Conv(op.name, first.input, "", pixels, addends=tuple(others), groups=channels)
+        return replace(total, requantize=replace(spec, thresholds=spec.thresholds + extra))
+
+    def extent_of(self, op: Conv | Pool) -> Shape:
+        return self.extent(op, self.tensors[op.input].shape)
 
     def reach(self, op: Conv | Pool) -> tuple[np.ndarray, np.ndarray]:
         return accumulator_range(op, self.tensors)
@@ -223,7 +247,7 @@ class Builder:
         """Emit what `activation` waits for as the network's wide output; the tensor's name."""
         op = self.operator_of(activation, name)
         name = self.free_name(name, set(self.tensors))
-        self.emit(op, Tensor(name, self.extent(op, self.tensors[op.input].shape), WIDE, True))
+        self.emit(op, Tensor(name, self.extent_of(op), WIDE, True))
         return name
 
     def emit(self, op: Conv | Pool, target: Tensor) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from sentei.host.arithmetic.float_chain import Quantizer
-from sentei.host.errors import ModelFileError, SenteiError, UnsupportedAttribute
+from sentei.host.errors import MissingScale, ModelFileError, SenteiError, UnsupportedAttribute
 from sentei.host.frontend.builder import Builder
 from sentei.host.frontend.inputs import InputType, input_type
 from sentei.host.frontend.model_file import Graph, read_graph
@@ -54,6 +54,7 @@ def load(source: str | Path | onnx.ModelProto, strict: bool = False, input: str 
     quantizing = quantizers.HANDLERS | thresholding.HANDLERS
     batch, builder = graph.input_shape[0] or 1, Builder(strict=strict)
     translator = Translator(graph.opsets, constants, HANDLERS, quantizing, tails.BEHIND_TAILS, batch, builder)
+    require_quantized(graph)
     translator.values[graph.input] = raw_input(graph)
     said = input_type(input) if input else graph.input_type
     if said is not None:
@@ -68,6 +69,20 @@ def load(source: str | Path | onnx.ModelProto, strict: bool = False, input: str 
                 f"{node}: its attributes or inputs are not valid ONNX ({error}): damaged file?"
             ) from error
     return check(finish(translator.builder, graph, translator.values[graph.output]))
+
+
+def require_quantized(graph: Graph) -> None:
+    """MissingScale for a model of floats and nothing else."""
+    quantizing = {*quantizers.HANDLERS, *thresholding.HANDLERS, *quantize_linear.HANDLERS}
+    products_of = [node for node in graph.nodes if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) > 1]
+    weights = [graph.constants[node.inputs[1]] for node in products_of if node.inputs[1] in graph.constants]
+    if any(node.op_type in quantizing for node in graph.nodes) or not weights:
+        return
+    if any((array != np.round(array)).any() for array in weights):
+        raise MissingScale(
+            f"{graph.name}: the model is not quantized, all its numbers are floats: `sentei quantize MODEL --calibrate "
+            "PICTURES` makes integers of them, at some loss of accuracy; training with Quant nodes loses less"
+        )
 
 
 def raw_input(graph: Graph) -> RawInput:

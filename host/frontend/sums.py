@@ -50,7 +50,7 @@ def add(place: str, left: Activation, right: Activation, tensors: dict[str, Tens
         for term in part
     )
     name = left.label if sides[0].op is None else sides[0].op.name
-    op = Conv(name, main.input, "", main.weights, main.stride, main.pads, addends=tuple(addends))
+    op = Conv(name, main.input, "", main.weights, main.stride, main.pads, addends=tuple(addends), groups=main.groups)
     chain = Chain(start_of(sides, affine, factors, ranges))
     label = f"{left.label} and {right.label}"
     return replace(left, source=op.input, op=op, chain=chain, label=label, before=0)
@@ -96,7 +96,7 @@ def with_room(activation: Activation, tensors: dict[str, Tensor]) -> tuple[Conv,
         for term in part
     )
     name = activation.label if activation.op is None else activation.op.name
-    op = Conv(name, main.input, "", main.weights, main.stride, main.pads, addends=tuple(addends))
+    op = Conv(name, main.input, "", main.weights, main.stride, main.pads, addends=tuple(addends), groups=main.groups)
     return op, base, wholes(base)
 
 
@@ -118,7 +118,7 @@ def terms_of(side: Activation) -> tuple[Term, ...]:
     channels = len(side.chain.start.unit)
     pool = side.op or Pool("", side.source, "", "sum", (1, 1))
     diagonal = np.eye(channels, dtype=np.int64)[:, :, None, None]
-    return (Term(side.source, np.tile(diagonal, (1, 1, *pool.kernel)), pool.stride, pool.pads),)
+    return (Term(side.source, np.tile(diagonal, (1, 1, *pool.kernel)), pool.stride, pool.pads, channels),)
 
 
 def steps(terms: tuple[Term, ...]) -> int:

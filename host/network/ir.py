@@ -116,6 +116,7 @@ class Term:
     weights: np.ndarray  # integers, OIHW
     stride: tuple[int, int] = (1, 1)
     pads: Pads = Pads()
+    groups: int = 1  # of channels; between different ones all weights are 0, which count as no work
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,11 @@ class Conv:
     pads: Pads = Pads()
     requantize: Requantize | None = None
     addends: tuple[Term, ...] = ()
+    groups: int = 1
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        return (Term(self.input, self.weights, self.stride, self.pads), *self.addends)
+        return (Term(self.input, self.weights, self.stride, self.pads, self.groups), *self.addends)
 
 
 @dataclass(frozen=True)

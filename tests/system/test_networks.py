@@ -64,7 +64,7 @@ def assert_equal(overlay, model, network, program, images, text):
     outputs = overlay.run(images)
     np.testing.assert_array_equal(outputs, expected[network.output], err_msg=text)
     floats = execute(model, network, images)
-    np.testing.assert_array_equal(outputs.logits.reshape(floats.shape), floats, err_msg=f"{text}: qonnx")
+    np.testing.assert_array_equal(outputs.model.reshape(floats.shape), floats, err_msg=f"{text}: qonnx")
 
 
 @pytest.mark.parametrize(("name", "seed"), campaign(NETWORKS))

@@ -30,14 +30,15 @@ def conv(translator: Translator, node: Node) -> Activation:
         )
     levels = levels.reshape(*levels.shape[:2], *by_rows_and_columns(activation, list(levels.shape[2:])))
     dilations = by_rows_and_columns(activation, node.attributes.get("dilations", [1] * rank))
-    levels = grouped(dilated(levels, dilations), node.attributes.get("group", 1))
+    groups = node.attributes.get("group", 1)
+    levels = grouped(dilated(levels, dilations), groups)
     if levels.shape[1] != activation.shape.channels:
         raise UnsupportedAttribute(f"{node}: weights read {levels.shape[1]} channels, not {activation.shape.channels}")
     strides = by_rows_and_columns(activation, node.attributes.get("strides", [1] * rank))
     # A Pad before the convolution counts as part of the map when auto_pad resolves, and is merged afterwards.
     own = resolve_pads(node, activation, levels.shape[2:], strides)
     pads = Pads(*(a + b for a, b in zip(own, activation.pads, strict=True)))
-    op = Conv(node.name, activation.source, "", levels.astype(np.int16), strides, pads)
+    op = Conv(node.name, activation.source, "", levels.astype(np.int16), strides, pads, groups=groups)
     result = translator.accumulate(node, activation, op, scale, map_axes(activation.axes))
     bias = translator.array(node, 2, "bias")
     # onnxruntime adds a convolution's bias once, after the sum.

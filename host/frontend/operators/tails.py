@@ -81,7 +81,9 @@ def binary(name: str) -> Handler:
         index = int(is_constant(translator.values[node.inputs[0]]))
         if index and name == "divide":
             raise UnsupportedOperator(f"{node}: divides a constant by activations: only division by constants works")
-        value = tail(translator, node) if not index else translator.values[node.inputs[1]]
+        value = translator.values[node.inputs[index]]
+        if not is_constant(translator.values[node.inputs[1 - index]]):
+            raise next(of.refusal for of in map(translator.values.get, node.inputs) if isinstance(of, Tail))
         constant = required(translator.array(node, 1 - index, "operand"), "operand").astype(np.float32)
         if not isinstance(value, Tail) or constant.size != max(constant.shape, default=1):
             raise UnsupportedOperator(f"{node}: {node.op_type} behind the last layer takes one number for each channel")
