@@ -74,7 +74,7 @@ def read_graph(source: str | Path | onnx.ModelProto) -> Graph:
         if len(values) != 1:
             names = ", ".join(repr(value.name) for value in values) or "none"
             raise UnsupportedModel(f"{name}: the model must have one {what}, not {len(values)} ({names})")
-    kind = onnx.TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type).lower()
+    kind = dict(map(reversed, onnx.TensorProto.DataType.items())).get(inputs[0].type.tensor_type.elem_type, "?").lower()
     if kind not in ("float", "uint8", "int8"):
         raise UnsupportedModel(
             f"{name}: input {inputs[0].name!r} must be float (float32), uint8 or int8, not {kind}: export float32"
@@ -167,7 +167,7 @@ def check_connected(name: str, nodes: tuple[Node, ...], known: set[str], output:
             if value not in known:
                 raise ModelFileError(f"{name}: {node} reads {value!r}, which nothing before it computes: damaged file?")
         known.update(node.outputs)
-    if output not in known:
+    if output not in known or not output:
         raise ModelFileError(f"{name}: nothing computes the output {output!r}: damaged file?")
 
 
