@@ -76,6 +76,33 @@ def read_image(
     return np.stack([table[channel] for table, channel in zip(tables, values, strict=True)])
 
 
+def read_floats(path: Path, model: Path, white: float) -> np.ndarray:
+    """float32 pictures (N, ...) for a float model: an .npy file as it is, or a folder's pictures, from 0 to
+    `white`, in the size of the model's input."""
+    if path.suffix == ".npy":
+        return read_array(path).astype(np.float32)
+    from PIL import Image, UnidentifiedImageError
+
+    from sentei.host.frontend.model_file import read_file
+
+    sizes = [dim.dim_value for dim in read_file(model).graph.input[0].type.tensor_type.shape.dim][1:]
+    if len(sizes) != 3 or sizes[0] not in (1, 3):
+        raise InputError(f"{model}: takes {tuple(sizes)}, no pictures (1 or 3, height, width); give an .npy file")
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    pictures = []
+    for file in files:
+        try:
+            with Image.open(file) as opened:
+                picture = eight_bits(opened, file).convert("L" if sizes[0] == 1 else "RGB")
+        except (UnidentifiedImageError, OSError):
+            continue
+        values = np.asarray(fitted(picture, (sizes[2], sizes[1]), "crop"), np.float32) * np.float32(white / 255)
+        pictures.append(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
+    if not pictures:
+        raise InputError(f"{path}: has no pictures; give a folder of some that the model was trained on")
+    return np.stack(pictures)
+
+
 def eight_bits(picture, path: Path):
     """A picture whose channels have 8 bits; those of 16 lose the lower half."""
     from PIL import Image

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from sentei.host.commands import boards, models, training
+from sentei.host.commands import boards, models, quantization, training
 from sentei.overlay.errors import SenteiError
 
 COMMANDS = {
@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": models.verify,
     "bench": models.bench,
     "info": models.info,
+    "quantize": quantization.quantize,
     "doctor": models.doctor,
     "build": boards.build,
     "pack": boards.pack,

@@ -31,6 +31,7 @@ from sentei.host.frontend.values import QUANTIZE_IT, Activation
 from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pool, Tensor, Term, term_range
 
 DIGIT = 16
+ROOM = ACCUMULATOR_LIMIT // 2  # that factors make use of: thresholds anywhere within are in the search's reach
 LARGEST_ERROR = 0.25  # of a sum, in units of the heavier side's
 
 
@@ -149,7 +150,7 @@ def whole_factors(place: str, ratios: list[Fraction | None], ranges: list[np.nda
         base *= DIGIT
     first, second = [], []
     for ratio, own, other in zip(ratios, *ranges, strict=True):
-        room = int(ACCUMULATOR_LIMIT // max(1, own + abs(ratio or 0) * other + other))
+        room = int(ROOM // max(1, own + abs(ratio or 0) * other + other))
         nearest = (ratio or Fraction(0)).limit_denominator(max(room, 1))
         if ratio is not None and abs(nearest - ratio) * int(other) > LARGEST_ERROR:
             raise UnsupportedOperator(
@@ -163,7 +164,7 @@ def whole_factors(place: str, ratios: list[Fraction | None], ranges: list[np.nda
 
 def fits(base: int, other: np.ndarray, ranges: list[np.ndarray]) -> bool:
     """Whether the accumulator has room for `base` times the first sum and `other` times the second."""
-    return bool((base * ranges[0] + np.abs(other) * ranges[1] < ACCUMULATOR_LIMIT).all())
+    return bool((base * ranges[0] + np.abs(other) * ranges[1] < ROOM).all())
 
 
 def start_of(

@@ -20,7 +20,8 @@ def pixel_levels(network: Network) -> tuple[tuple[int, ...], ...] | None:
     """The integer of each of 256 pixel values, for each channel; None if it is the pixel itself, () if nobody knows,
     because the model's input is normalized by numbers that the model does not have."""
     tensor, found = network.tensors[network.input], network.preprocessing
-    if found is None and (tensor.low, tensor.high) == (0, 255):
+    steps = 1 / tensor.scale
+    if found is None and (tensor.low, tensor.high) == (0, 255) and (steps == 1 or 254.5 < steps < 256.5):
         return None
     low = tensor.low if found is None else found.low
     numbers = np.arange(low, tensor.high + 1) * tensor.scale

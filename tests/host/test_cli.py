@@ -37,6 +37,7 @@ COMMANDS = (
     "verify",
     "bench",
     "info",
+    "quantize",
     "doctor",
     "build",
     "pack",
