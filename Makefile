@@ -86,7 +86,7 @@ zoo: setup ## try networks of others (SENTEI_ZOO=folder of .onnx files): reports
 performance: setup ## cycles of the CIFAR-10 models and of a sweep over layers: reports/performance.md, in some minutes
 	$(VENV)/bin/python scripts/performance.py models/resnet*-c10-*.onnx --output reports/performance.md
 
-docs: setup ## write docs/registers.md again from overlay/
+docs: setup ## write docs/registers.md again from overlay/, and the tables of docs/models.md
 	$(VENV)/bin/python docs/generate.py
 
 clean: ## remove what was built; keeps .venv

@@ -1,7 +1,8 @@
-"""Writes docs/registers.md from overlay/: registers, formats, codes and sizes, as gateware and software use them.
+"""Writes docs/registers.md from overlay/: registers, formats, codes and sizes, as gateware and software use them; and
+the tables of docs/models.md from host/frontend/catalogue.py: operators and attributes.
 
-python docs/generate.py            write the page
-python docs/generate.py --check    exit with 1 if the committed page differs
+python docs/generate.py            write the pages
+python docs/generate.py --check    exit with 1 if a committed page differs
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from enum import IntEnum
 from pathlib import Path
 from types import ModuleType
 
+from sentei.host.frontend import catalogue
 from sentei.overlay import geometry as sizes
 from sentei.overlay import instructions, registers
 from sentei.overlay.fields import Layout
 from sentei.overlay.manifest import MEMORY_MODELS
 
-PAGE = Path(__file__).with_name("registers.md")
+PAGE, MODELS = (Path(__file__).with_name(name) for name in ("registers.md", "models.md"))
+BEGIN, END = "<!-- Made by docs/generate.py from host/frontend/catalogue.py -->\n", "<!-- end -->\n"
 PRESET = "32x32"  # whose formats are shown where they depend on the geometry
 
 
@@ -215,12 +218,45 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def operator_rows(operators: dict[str, catalogue.Operator]) -> list[str]:
+    """A table of operators; attributes without effect are left out."""
+    rows = []
+    for name, operator in sorted(operators.items()):
+        attributes = [f"`{key}`: {value}" for key, value in operator.attributes.items() if value != catalogue.UNUSED]
+        rows.append((f"`{name}`", operator.meaning, "; ".join(attributes)))
+    return table("operator|what becomes of it|attributes", rows)
+
+
+def models_page() -> str:
+    """docs/models.md with its tables as the catalogue has them."""
+    text = MODELS.read_text()
+    head, _, rest = text.partition(BEGIN)
+    _, _, foot = rest.partition(END)
+    lines = [
+        "",
+        "### ONNX's operators",
+        "",
+        *operator_rows(catalogue.OPERATORS),
+        "Operators of constants only are computed while compiling, whatever they are.",
+        "",
+        "### Quantizers of QONNX, Brevitas and FINN",
+        "",
+        "Domains `qonnx.custom_op.general`, `onnx.brevitas` and `finn.custom_op.general`.",
+        "",
+        *operator_rows(catalogue.QUANTIZERS),
+        "### What is refused",
+        "",
+        *table("what|instead", catalogue.ELSEWHERE.items()),
+    ]
+    return head + BEGIN + "\n".join(lines) + END + foot
+
+
 def main() -> None:
-    if "--check" in sys.argv[1:]:
-        if not PAGE.is_file() or PAGE.read_text() != page():
-            sys.exit(f"docs/{PAGE.name} is out of date: run `make docs`")
-    else:
-        PAGE.write_text(page())
+    for path, made in ((PAGE, page), (MODELS, models_page)):
+        if "--check" not in sys.argv[1:]:
+            path.write_text(made())
+        elif not path.is_file() or path.read_text() != made():
+            sys.exit(f"docs/{path.name} is out of date: run `make docs`")
 
 
 if __name__ == "__main__":

@@ -181,11 +181,12 @@ def test_the_import_rules_catch_what_they_are_for(part, source, found):
     assert forbidden_imports(part, source) == found
 
 
-def test_the_generated_page_is_up_to_date():
+def test_the_generated_pages_are_up_to_date():
     specification = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(generate)
     assert (ROOT / "docs" / "registers.md").read_text() == generate.page(), "run `make docs`"
+    assert (ROOT / "docs" / "models.md").read_text() == generate.models_page(), "run `make docs`"
 
 
 def test_every_folder_with_python_files_is_a_listed_package():

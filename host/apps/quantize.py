@@ -52,9 +52,11 @@ class Quantized:
     relative_error: float
 
 
-def quantize(path: Path, pictures: np.ndarray, mean: list[float], std: list[float], progress: Progress) -> Quantized:
+def quantize(
+    path: str | Path, pictures: np.ndarray, mean: list[float], std: list[float], progress: Progress
+) -> Quantized:
     """The model of `path`, quantized for `pictures` float32 (N, ...) as it takes them, before mean and std."""
-    clean = prepared(path, mean, std)
+    clean = prepared(Path(path), mean, std)
     (source,) = (value.name for value in clean.graph.input)
     floats = float_outputs(clean, source, pictures)
     best: Quantized | None = None

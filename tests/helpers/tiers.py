@@ -1,7 +1,7 @@
 """Which part of a random campaign runs when: some seeds in `make test`, all of them in `make test-long`.
 
-`long` marks what only a night has time for. `hardware` marks what builds a simulator, firmware or Verilog: `make check`
-leaves it out. Tests that take the fixture `overlay_path` are marked by themselves.
+`long` marks what only a night has time for. `hardware` marks what builds a simulator, firmware or Verilog, or takes
+long: `make check` leaves it out. Tests that take the fixture `overlay_path` are marked by themselves.
 """
 
 from collections.abc import Mapping

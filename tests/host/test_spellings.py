@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from helpers.qonnx_execution import execute
 from helpers.random_networks import QUANT_DOMAIN, ModelWriter, random_images
@@ -9,6 +10,7 @@ from onnx import TensorProto, helper
 
 from sentei.host.errors import UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.importer import load
+from sentei.host.frontend.model_file import quiet
 from sentei.host.network import reference
 from sentei.host.network.ir import Network
 
@@ -169,6 +171,28 @@ def test_a_clip_that_leaves_sixteen_values_is_one_of_four_bits():
     hidden = net.node("DequantizeLinear", levels, scale, point)
     network = assert_equal(net.model((2, 3, 6, 6), net.node("Conv", hidden, net.weights(4, 6, 1, 1)), 4))
     assert network.tensors[network.ops[1].input].low == -5
+
+
+def test_quantize_linear_to_four_bits():
+    """Types int4 and uint4 of opset 21, which qonnx cannot hand from node to node: onnxruntime executes the whole."""
+    net = Net()
+    scale, point = net.constant(2.0**-7), net.constant(0, np.uint8)
+    picture = net.node("DequantizeLinear", net.node("QuantizeLinear", "input", scale, point), scale, point)
+    levels = RANDOM.integers(-8, 8, 162).astype(helper.tensor_dtype_to_np_dtype(TensorProto.INT4))
+    net.initializers.append(helper.make_tensor("w", TensorProto.INT4, (6, 3, 3, 3), levels))
+    net.initializers.append(helper.make_tensor("z", TensorProto.UINT4, (), [3]))
+    weights = net.node("DequantizeLinear", "w", net.constant(0.125))
+    levels = net.node("QuantizeLinear", net.node("Conv", picture, weights), net.constant(0.5), "z")
+    hidden = net.node("DequantizeLinear", levels, net.constant(0.5), "z")
+    weights = net.node("DequantizeLinear", net.levels(4, 6, 1, 1), net.constant(0.125))
+    model = net.model((2, 3, 6, 6), net.node("Conv", hidden, weights), 4, 21)
+    del model.opset_import[1]
+    model.ir_version = 10
+    network = load(model)
+    images = random_images(0, network, 2)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), quiet())
+    (expected,) = session.run(None, {"input": network.model_input(images)})
+    assert np.array_equal(reference.predict(network, images), expected.reshape(2, -1))
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
