@@ -22,13 +22,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sentei.host.arithmetic.float_chain import AddTensor, Chain, Quantizer
+from sentei.host.arithmetic.float_chain import AddTensor, Chain, Divide, Offset, Quantizer, Scale
 from sentei.host.errors import InexactModel
 from sentei.host.network.ir import Requantize, Tensor, residual_codes
 from sentei.host.network.lines import FREE, find
 from sentei.overlay.instructions import NO_RESIDUAL, THRESHOLDS
 
 LEVELS = 15  # above the lowest one
+PARTS = 16  # of half a sum's worth, that an offset may be moved by
 NUMBERS = np.arange(1, THRESHOLDS + 1)
 
 
@@ -46,6 +47,33 @@ def requantize(
     if residual is not None:
         refuse(op, chain, quantizer, residual, exists)
     return in_pieces(*limits_of(smallest, low, high), descending)
+
+
+def quiet_offsets(
+    op: str, chain: Chain, quantizer: Quantizer, low: np.ndarray, high: np.ndarray, residual: Tensor | None
+) -> np.ndarray:
+    """float32 (C,): the smallest offsets, in parts of what one more in the sum is worth, with which no sum is in doubt;
+    0 where there are none."""
+    factor = np.abs(chain.start.unit)
+    for operation in chain.operations:
+        if isinstance(operation, Scale):
+            factor = factor * np.abs(operation.factor)
+        elif isinstance(operation, Divide):
+            factor = factor / np.abs(operation.divisor)
+    integers = residual_integers(residual)
+    found = np.full(len(low), np.nan, np.float32)
+    for part in sorted(range(-PARTS, PARTS + 1), key=abs):
+        offsets = (factor * part / (2 * PARTS)).astype(np.float32)
+        moved = chain.then(Offset(offsets))
+        descending = falls(op, moved, quantizer, low, high, integers)
+        ends = [reaching_in_float(moved, quantizer, low, high, integers, descending, side) for side in (-1, 1)]
+        quiet = (ends[0] == ends[1]).all((1, 2))
+        if residual is not None:
+            quiet &= on_lines(ends[0], low, high, descending, residual)[1]
+        found = np.where(np.isnan(found) & quiet, offsets, found)
+        if not np.isnan(found).any():
+            break
+    return np.nan_to_num(found)
 
 
 def residual_integers(residual: Tensor | None) -> np.ndarray:

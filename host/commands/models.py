@@ -40,6 +40,10 @@ def compile_model(
     geometry: GeometryName = "32x32",
     batch: Batch = None,
     strict: Strict = False,
+    avoid_ties: Annotated[
+        Path | None,
+        typer.Option(help="compile, and write to this file, the model with offsets moved so far that float32 agrees"),
+    ] = None,
     input: InputOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -47,14 +51,27 @@ def compile_model(
 
     Every layer's integer arithmetic is proven equal to the model's own float32 arithmetic, for every input. Where
     float32 execution hangs on its rounding, the layer computes what the model means, its integers and scales as exact
-    numbers; such layers are named, or with --strict the model is refused.
+    numbers; such layers are named, or with --strict the model is refused. --avoid-ties cures most of them: it adds to
+    their sums what is less than one sum is worth.
     """
     from sentei.host.apps.target import geometry_named
     from sentei.host.compiler.compile import compile_network
     from sentei.host.frontend.importer import load
 
-    program = compile_network(load(model, strict, input), geometry_named(geometry), classes_of(model), batch or 1)
-    output = output or model.with_suffix(".sentei")
+    classes, output = classes_of(model), output or model.with_suffix(".sentei")
+    if avoid_ties is not None:
+        import onnx
+
+        from sentei.host.apps.ties import without_ties
+
+        changed, moved = without_ties(model, input)
+        with writing(avoid_ties):
+            onnx.save(changed, avoid_ties)
+        for name, offset in moved.items():
+            say(f"moved: {name!r} by up to {offset:.3g}")
+        say(f"model: {avoid_ties}")
+        model = avoid_ties
+    program = compile_network(load(model, strict, input), geometry_named(geometry), classes, batch or 1)
     program.save(output)
     describe_program(program)
     say(f"program: {output} ({output.stat().st_size} bytes)")

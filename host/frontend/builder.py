@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from sentei.host.arithmetic.float_chain import Chain, Quantizer, start_of_tensor
+from sentei.host.arithmetic.float_chain import Chain, Offset, Quantizer, start_of_tensor
 from sentei.host.arithmetic.real_thresholds import requantize_as_meant, requantize_sum_as_meant
-from sentei.host.arithmetic.thresholds import Piece, identity, requantize
+from sentei.host.arithmetic.thresholds import Piece, identity, quiet_offsets, requantize
 from sentei.host.errors import InexactModel, MissingScale, UnsupportedOperator
-from sentei.host.frontend.axes import Axes, sizes, tidy
+from sentei.host.frontend.axes import Axes, sizes, tidy, to_model
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.sums import absorbed, with_room
 from sentei.host.frontend.values import QUANTIZE_IT, Activation, Tail, Value
@@ -59,6 +59,8 @@ class Builder:
     quantized: dict[tuple, Activation] = field(default_factory=dict)  # by value and quantizer: each is emitted once
     maxima: dict[Pool, str] = field(default_factory=dict)
     strict: bool = False  # refuse what float32 execution may decide otherwise
+    avoid_ties: bool = False  # move offsets so that it does not
+    moved: dict[str, np.ndarray] = field(default_factory=dict)  # by how much before Quant nodes, named by their outputs
     doubts: list[Doubt] = field(default_factory=list)
     preprocessing: Preprocessing | None = None
     input_order: InputOrder | None = None
@@ -169,6 +171,13 @@ class Builder:
         op = self.operator_of(activation, node.name)
         place = f"{node} after {op.name!r}"
         residual = self.tensors.get(activation.chain.residual or "")
+        if self.avoid_ties:
+            offsets = quiet_offsets(place, activation.chain, quantizer, *self.reach(op), residual)
+            if offsets.any():
+                self.moved[node.outputs[0]] = to_model(
+                    offsets[:, None, None], activation.axes, Shape(len(offsets), 1, 1)
+                )
+                activation = activation.then(Offset(offsets))
         arguments = (place, activation.chain, quantizer, *self.reach(op), residual)
         try:
             return self.in_pieces(op, requantize(*arguments), quantizer)

@@ -49,10 +49,14 @@ def load(source: str | Path | onnx.ModelProto, strict: bool = False, input: str 
     may decide otherwise, `Network.doubts` says so; `strict` refuses such a model (`InexactModel`). `input` says which
     integers the model's input holds if the model does not: "uint8", or "int8:1/128" with what one step means.
     """
-    graph = read_graph(source)
+    return walk(read_graph(source), Builder(strict=strict), input)
+
+
+def walk(graph: Graph, builder: Builder, input: str | None) -> Network:
+    """The network that `builder` makes of the graph."""
     constants = {name: Constant(array) for name, array in graph.constants.items()}
     quantizing = quantizers.HANDLERS | thresholding.HANDLERS
-    batch, builder = graph.input_shape[0] or 1, Builder(strict=strict)
+    batch = graph.input_shape[0] or 1
     translator = Translator(graph.opsets, constants, HANDLERS, quantizing, tails.BEHIND_TAILS, batch, builder)
     require_quantized(graph)
     translator.values[graph.input] = raw_input(graph)
