@@ -77,6 +77,7 @@ FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "clip": clip,
     "divide": lambda x, values, sizes: x / broadcast(values, sizes),
     "largest": largest,
+    "leak": lambda x, values, sizes: np.where(x < 0, x * broadcast(values, sizes), x),
     "log_softmax": log_softmax,
     "multiply": lambda x, values, sizes: x * broadcast(values, sizes),
     "quantize": quantize,

@@ -174,6 +174,22 @@ class Clamp:
 
 
 @dataclass(frozen=True)
+class Leak:
+    """x, or x * slope[c] below 0."""
+
+    slope: np.ndarray  # float32 (C,)
+
+    def __call__(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        return np.where(x < 0, x * per_channel(self.slope, x), x)
+
+    def exact(self, x: Fraction, channel: int, residual: int) -> Fraction:
+        return x * Fraction(float(self.slope[channel])) if x < 0 else x
+
+    def rises(self) -> np.ndarray:
+        return self.slope >= 0
+
+
+@dataclass(frozen=True)
 class AddTensor:
     """x + the float value of a quantized tensor, which has a chain of its own."""
 
@@ -193,7 +209,7 @@ class AddTensor:
         return np.ones(1, bool)
 
 
-Operation = Scale | Divide | Offset | Clamp | AddTensor
+Operation = Scale | Divide | Offset | Clamp | Leak | AddTensor
 
 
 @dataclass(frozen=True)

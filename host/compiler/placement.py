@@ -1,6 +1,7 @@
 """Places every tensor: phase modulus, pitch, and address in activation memory.
 
-A window of stride s reads consecutive pixels if its input's modulus is s times its output's (overlay/layout.py). That
+A window of stride s reads consecutive pixels if its input's modulus is s times its output's (overlay/layout.py); where
+pixels are repeated, the output's is so many times the input's. That
 relation, and the equality of a residual with the output it is added to, are solved for the whole network, so that no
 layer ever rearranges pixels. Maps of one row (or column) are free of it: there is nothing to stride over.
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import lcm
 
-from sentei.host.network.ir import WIDE, Conv, Network, inputs_of
+from sentei.host.network.ir import WIDE, Conv, Network, inputs_of, zoom_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.layout import PlaneLayout
@@ -45,9 +46,9 @@ def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
                 wanted = {}
                 if network.tensors[op.output].shape[1 + axis] > 1:
                     for term in op.terms if isinstance(op, Conv) else (op,):
-                        stride = term.stride[axis]
-                        wanted[term.input] = lcm(moduli[term.input][axis], common * stride)
-                        common = wanted[term.input] // stride
+                        stride, zoom = term.stride[axis], zoom_of(term)[axis]
+                        wanted[term.input] = lcm(moduli[term.input][axis], lcm(common, zoom) // zoom * stride)
+                        common = wanted[term.input] // stride * zoom
                 fits = all(wanted.setdefault(name, common) == common for name in names)  # the input may be one
                 for name, modulus in wanted.items():
                     changed |= moduli[name][axis] != modulus

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sentei.host.network.ir import Conv, Pool, Term, kernel_of
+from sentei.host.network.ir import Conv, Pool, Term, kernel_of, zoom_of
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import TAP, TILE
 from sentei.overlay.layout import PlaneLayout
@@ -165,15 +165,15 @@ def window_taps(
     """The taps of an output word, and which words of the input plane (words,) bool they read."""
     taps = []
     reads = np.zeros(source.plane_words, bool)
-    stride, pads = term.stride, term.pads
+    stride, pads, zoom = term.stride, term.pads, zoom_of(term)
     rows, columns = kernel_of(term)
     for ky in range(rows):
         for kx in np.flatnonzero(used[ky * columns : (ky + 1) * columns]).tolist():
-            row, phase_row = divmod(here.phase_y * stride[0] + ky - pads.top, source.modulus[0])
-            column, phase_column = divmod(here.phase_x * stride[1] + kx - pads.left, source.modulus[1])
+            row, phase_row = divmod(here.phase_y // zoom[0] * stride[0] + ky - pads.top, source.modulus[0])
+            column, phase_column = divmod(here.phase_x // zoom[1] * stride[1] + kx - pads.left, source.modulus[1])
             phase = phase_row * source.modulus[1] + phase_column
             offset = phase * source.phase_pixels + row * source.pitch + column
-            y, x = here.y * stride[0] + ky - pads.top, here.x * stride[1] + kx - pads.left
+            y, x = here.y // zoom[0] * stride[0] + ky - pads.top, here.x // zoom[1] * stride[1] + kx - pads.left
             inside = (here.y >= 0) & (y >= 0) & (y < source.height) & (x >= 0) & (x < source.width)
             # Were a tensor placed wrongly, this is where wrong pixels would be read.
             lanes = np.flatnonzero(inside)

@@ -14,7 +14,7 @@ from sentei.host.arithmetic.float_chain import Chain, Offset, Quantizer, start_o
 from sentei.host.arithmetic.real_thresholds import requantize_as_meant, requantize_sum_as_meant
 from sentei.host.arithmetic.thresholds import Piece, identity, quiet_offsets, requantize
 from sentei.host.errors import InexactModel, MissingScale, UnsupportedOperator
-from sentei.host.frontend.axes import Axes, sizes, tidy, to_model
+from sentei.host.frontend.axes import Axes, map_axes, sizes, tidy, to_model
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.sums import absorbed, with_room
 from sentei.host.frontend.values import QUANTIZE_IT, Activation, Tail, Value
@@ -31,6 +31,7 @@ from sentei.host.network.ir import (
     accumulator_range,
     kernel_of,
     output_extent,
+    zoom_of,
 )
 from sentei.overlay.program import Doubt
 
@@ -265,12 +266,23 @@ class Builder:
 
     def extent(self, op: Conv | Pool, source: Shape) -> Shape:
         """The shape that an operator yields."""
-        rows, columns = kernel_of(op)
+        (rows, columns), zoom = kernel_of(op), zoom_of(op)
         return Shape(
             len(op.weights) if isinstance(op, Conv) else source.channels,
-            output_extent(source.height, rows, op.stride[0], op.pads.top, op.pads.bottom),
-            output_extent(source.width, columns, op.stride[1], op.pads.left, op.pads.right),
+            output_extent(source.height, rows, op.stride[0], op.pads.top, op.pads.bottom) * zoom[0],
+            output_extent(source.width, columns, op.stride[1], op.pads.left, op.pads.right) * zoom[1],
         )
+
+    def enlarged(self, activation: Activation, zoom: tuple[int, int], name: str, node: Node) -> Activation:
+        """A quantized tensor with each pixel repeated, emitted."""
+        plain = self.as_plain(activation, str(node))
+        source = self.tensors[plain.source]
+        if any(plain.pads) or source.bits > 4:
+            raise UnsupportedOperator(f"{node}: must enlarge a quantized tensor of at most 4 bits: {QUANTIZE_IT}")
+        op = Pool(self.op_name(node.name), plain.source, "", "sum", (1, 1), requantize=identity(source), zoom=zoom)
+        target = replace(source, name=self.free_name(name, set(self.tensors)), shape=self.extent(op, source.shape))
+        self.emit(op, target)
+        return self.activation_of(target.name, str(node), map_axes(plain.axes))
 
     def as_plain(self, activation: Activation, reader: str) -> Activation:
         """The activation as a quantized tensor (padding may wait); emits a maximum of one, refuses anything else."""

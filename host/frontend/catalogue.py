@@ -59,6 +59,11 @@ OPERATORS: dict[str, Operator] = {
         "folded into the thresholds behind it; behind QuantizeLinear it narrows the range",
         {"min": ANY, "max": ANY, **OLD},
     ),
+    "Concat": Operator(
+        "of channels: the tensors stay separate, a convolution behind them is one sum with a term for each",
+        {"axis": "the channels'"},
+        {"axis": 2},
+    ),
     "Conv": Operator(
         "1-D and 2-D, weights of 1 to 8 bits with one scale or one for each output channel, any bias; groups and "
         "dilations are kernels with zeros",
@@ -79,6 +84,11 @@ OPERATORS: dict[str, Operator] = {
     "GlobalAveragePool": Operator("as AveragePool"),
     "GlobalMaxPool": Operator("as MaxPool"),
     "Identity": Operator("nothing"),
+    "LeakyRelu": Operator(
+        "folded into the thresholds behind it, which are two pieces: the layer is computed twice",
+        {"alpha": "0 or more", **OLD},
+        {"alpha": -0.1},
+    ),
     "LogSoftmax": Operator(TAIL, {"axis": "not the batch's"}, {"axis": 0}),
     "MatMul": Operator(
         "with constant weights of 1 to 8 bits, one scale or one for each output; of flattened maps, or of the channels "
@@ -103,6 +113,7 @@ OPERATORS: dict[str, Operator] = {
         {"mode": "constant", "pads": "0 of batch and channels", "value": "0", "paddings": UNUSED},
         {"mode": "reflect"},
     ),
+    "PRelu": Operator("as LeakyRelu, with slopes of 0 or more", OLD),
     "QuantizeLinear": Operator(
         "to 4 bits or fewer (by a Clip, or int4 and uint4) with one scale; the input to 8",
         {"axis": ANY, "block_size": "0", "saturate": UNUSED, "output_dtype": UNUSED, "precision": UNUSED},
@@ -117,6 +128,21 @@ OPERATORS: dict[str, Operator] = {
         "that flattens, or adds and drops axes of size 1; before the input's Quant node any",
         {"allowzero": ANY, "shape": UNUSED, **OLD},
     ),
+    "Resize": Operator(
+        "of a quantized tensor of at most 4 bits, where each pixel is repeated in whole numbers of rows and columns",
+        {
+            "mode": "nearest",
+            "coordinate_transformation_mode": "such that each pixel is repeated",
+            "nearest_mode": "likewise",
+            "axes": "none",
+            "antialias": UNUSED,
+            "cubic_coeff_a": UNUSED,
+            "exclude_outside": UNUSED,
+            "extrapolation_value": UNUSED,
+            "keep_aspect_ratio_policy": UNUSED,
+        },
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+    ),
     "Shape": Operator("a constant", {"start": ANY, "end": ANY}),
     "Sigmoid": Operator(TAIL, OLD),
     "Softmax": Operator(TAIL, {"axis": "not the batch's"}, {"axis": 0}),
@@ -129,6 +155,9 @@ OPERATORS: dict[str, Operator] = {
         {"largest": 0},
     ),
     "Transpose": Operator("that leaves the batch first: moves nothing", {"perm": "0 first"}, {"perm": [1, 0, 2, 3]}),
+    "Upsample": Operator(
+        "as Resize", {"mode": "nearest", "scales": ANY, "height_scale": UNUSED, "width_scale": UNUSED}
+    ),
     "Unsqueeze": Operator("behind the batch", {"axes": ANY}),
 }
 
@@ -153,9 +182,8 @@ QUANTIZERS: dict[str, Operator] = {
 }
 
 ELSEWHERE: dict[str, str] = {
-    "Concat": "sums of several terms can do what it is for; not read yet",
-    "ConvTranspose, Resize, Upsample": "larger maps than the one before are not made yet",
-    "LeakyRelu, PRelu, HardSwish, Gelu": "use Relu or Clip",
+    "ConvTranspose": "use Resize and Conv",
+    "HardSwish, Gelu, Elu": "use Relu, Clip or LeakyRelu",
     "Sigmoid, Tanh, Softmax between layers": "their input is no integer again without a Quant node behind them",
     "activations of 5 to 8 bits between layers": "the array's activations have 4",
     "several inputs or outputs": "one of each",

@@ -24,6 +24,7 @@ from sentei.host.frontend.inputs import InputType, input_type
 from sentei.host.frontend.model_file import Graph, read_graph
 from sentei.host.frontend.operators import (
     elementwise,
+    joins,
     pools,
     products,
     quantize_linear,
@@ -38,7 +39,7 @@ from sentei.host.frontend.values import Constant, RawInput
 from sentei.host.network.ir import Network
 from sentei.host.network.law import check
 
-FAMILIES = (elementwise, pools, products, quantize_linear, shapes, tails)
+FAMILIES = (elementwise, joins, pools, products, quantize_linear, shapes, tails)
 HANDLERS = {name: handler for family in FAMILIES for name, handler in family.HANDLERS.items()}
 
 
@@ -57,7 +58,9 @@ def walk(graph: Graph, builder: Builder, input: str | None) -> Network:
     constants = {name: Constant(array) for name, array in graph.constants.items()}
     quantizing = quantizers.HANDLERS | thresholding.HANDLERS
     batch = graph.input_shape[0] or 1
-    translator = Translator(graph.opsets, constants, HANDLERS, quantizing, tails.BEHIND_TAILS, batch, builder)
+    translator = Translator(
+        graph.opsets, constants, HANDLERS, quantizing, tails.BEHIND_TAILS, joins.distribute, batch, builder
+    )
     require_quantized(graph)
     translator.values[graph.input] = raw_input(graph)
     said = input_type(input) if input else graph.input_type

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from sentei.host.arithmetic.float_chain import Chain, Clamp, Divide, Offset, Operation, Quantizer, Scale, Start
+from sentei.host.arithmetic.float_chain import Chain, Clamp, Divide, Leak, Offset, Operation, Quantizer, Scale, Start
 from sentei.host.errors import InexactModel, UnsupportedBitWidth
 from sentei.host.network.ir import Preprocessing
 from sentei.overlay.errors import InputError
@@ -60,6 +60,8 @@ def preprocessing(
             step, first = step * operation.divisor, first * operation.divisor
         elif isinstance(operation, Offset):
             first = first - operation.offset
+        elif isinstance(operation, Leak):
+            raise InexactModel(f"{node}: a LeakyRelu comes before it; quantize the input first")
         elif not isinstance(operation, Clamp):
             raise TypeError(operation)
     if not (np.isfinite(step) & np.isfinite(first)).all():

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from sentei.host.arithmetic.float_chain import Chain, Clamp, Divide, Offset, Operation, Scale, is_power_of_two
+from sentei.host.arithmetic.float_chain import Chain, Clamp, Divide, Leak, Offset, Operation, Scale, is_power_of_two
 from sentei.host.errors import InexactModel, UnsupportedModel, UnsupportedOperator
 from sentei.host.frontend.axes import FLAT, NCHW, Axes, order, sizes, tidy
 from sentei.host.frontend.builder import Builder
 from sentei.host.frontend.model_file import Graph
 from sentei.host.frontend.sums import absorbed
-from sentei.host.frontend.values import Activation, Tail, Value
+from sentei.host.frontend.values import Activation, Joined, Tail, Value
 from sentei.host.network.ir import InputOrder, Network, Shape, accumulator_range
 from sentei.overlay.program import Doubt
 from sentei.overlay.tail import OutputTail, TailStep
@@ -26,6 +26,8 @@ def finish(builder: Builder, graph: Graph, output: Value) -> Network:
     """The network whose output is that value of the graph's."""
     steps: tuple[TailStep, ...] = ()
     activation = output.activation if isinstance(output, Tail) else output
+    if isinstance(output, Joined):
+        raise UnsupportedOperator(f"{graph.name}: the output {graph.output!r} is a Concat: put a convolution behind it")
     if not isinstance(activation, Activation) or not (builder.ops or activation.op or activation.chain.operations):
         raise UnsupportedModel(f"{graph.name}: the output {graph.output!r} must come from a convolution or a pool")
     place = f"output {graph.output!r}, after {activation.label}"
@@ -125,7 +127,12 @@ def step_of(operation: Operation, axes: Axes, shape: Shape) -> TailStep:
     if isinstance(operation, Clamp):
         low, high = (float(limit) if np.isfinite(limit) else None for limit in (operation.low, operation.high))
         return TailStep("clip", {"low": low, "high": high})
-    names = {Scale: ("multiply", "factor"), Divide: ("divide", "divisor"), Offset: ("add", "offset")}
+    names = {
+        Scale: ("multiply", "factor"),
+        Divide: ("divide", "divisor"),
+        Offset: ("add", "offset"),
+        Leak: ("leak", "slope"),
+    }
     name, field = names[type(operation)]
     values = getattr(operation, field)
     full = np.broadcast_to(values[:, None, None], shape).transpose(order(axes, shape))

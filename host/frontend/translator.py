@@ -19,23 +19,19 @@ from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBi
 from sentei.host.frontend.axes import Axes, channels_first, from_model, is_map, sizes, tidy
 from sentei.host.frontend.builder import Builder, required
 from sentei.host.frontend.model_file import STANDARD_DOMAINS, Node, evaluate
-from sentei.host.frontend.values import Activation, Constant, Levels, RawInput, Tail, Value
+from sentei.host.frontend.values import Activation, Constant, Joined, Levels, RawInput, Tail, Value
 from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, accumulator_range, kernel_of
 from sentei.overlay.geometry import WIDE_BITS
 
 QUANT_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 NOT_FOLDED = ("QuantizeLinear", "DequantizeLinear")  # they make levels of constants
-PREPROCESSING = ("Add", "BatchNormalization", "Clip", "Div", "Mul", "Neg", "Relu", "Sub")
+PREPROCESSING = ("Add", "BatchNormalization", "Clip", "Div", "LeakyRelu", "Mul", "Neg", "PRelu", "Relu", "Sub")
 MOVES = ("Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
 BEFORE_QUANT = (*MOVES, *PREPROCESSING, "Cast", "DequantizeLinear", "QuantizeLinear")
 KEEP_QUANTIZATION = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 REMEDIES = {
-    "Concat": "use residual additions instead",
     "ConvTranspose": "use Conv with strides",
     "FloatQuant": "use integer Quant nodes",
-    "LeakyRelu": "use Relu or Clip",
-    "PRelu": "use Relu or Clip",
-    "Resize": "leave it to the host, before or after the network",
 }
 
 
@@ -56,6 +52,7 @@ class Translator:
     handlers: dict[str, Handler]  # of ONNX's own operators
     quantizers: dict[str, Handler]  # of QUANT_DOMAINS
     tails: dict[str, Handler]  # of a `Tail`
+    of_joined: Handler  # of a `Joined`
     batch: int = 1
     builder: Builder = field(default_factory=Builder)
 
@@ -64,7 +61,9 @@ class Translator:
         inputs = [self.value(node, name) if name else None for name in node.inputs]
         constants = [value for value in inputs if is_constant(value)]
         standard = node.domain in STANDARD_DOMAINS
-        if node.domain in QUANT_DOMAINS and node.op_type in self.quantizers:
+        if any(isinstance(value, Joined) for value in inputs) and node.op_type != "Shape":
+            result = self.of_joined(self, node)
+        elif node.domain in QUANT_DOMAINS and node.op_type in self.quantizers:
             result = self.quantizers[node.op_type](self, node)
         elif standard and node.op_type not in NOT_FOLDED and len(constants) == len(inputs):
             result = self.fold(node, constants)

@@ -113,4 +113,21 @@ class Tail:
         return replace(self, steps=(*self.steps, step), sizes=step.sizes_after(self.sizes))
 
 
-Value: TypeAlias = Constant | RawInput | Activation | Levels | Tail
+@dataclass(frozen=True)
+class Joined:
+    """Tensors one behind the other along the channels, which are the model's axis of that number."""
+
+    parts: tuple[Activation, ...]
+    axis: int
+
+    @property
+    def channels(self) -> list[int]:
+        return [part.shape.channels for part in self.parts]
+
+    @property
+    def starts(self) -> list[int]:
+        """The first channel of each part, and how many there are."""
+        return [sum(self.channels[:number]) for number in range(len(self.parts) + 1)]
+
+
+Value: TypeAlias = Constant | RawInput | Activation | Levels | Tail | Joined

@@ -146,7 +146,8 @@ class Conv:
 @dataclass(frozen=True)
 class Pool:
     """Per channel maximum or sum over a window. Average pooling is a sum whose thresholds know the divisor;
-    padding contributes nothing to either. A sum over a 1x1 window with a residual is a plain addition."""
+    padding contributes nothing to either. A sum over a 1x1 window with a residual is a plain addition; with a `zoom`,
+    each pixel is repeated in so many rows and columns."""
 
     name: str
     input: str
@@ -156,6 +157,7 @@ class Pool:
     stride: tuple[int, int] = (1, 1)
     pads: Pads = Pads()
     requantize: Requantize | None = None
+    zoom: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,6 +260,11 @@ def output_extent(size: int, kernel: int, stride: int, before: int, after: int) 
 def inputs_of(op: Conv | Pool) -> tuple[str, ...]:
     """The tensors that an operator's accumulator reads."""
     return tuple(term.input for term in op.terms) if isinstance(op, Conv) else (op.input,)
+
+
+def zoom_of(op: Conv | Pool | Term) -> tuple[int, int]:
+    """(rows, columns) in which the operator repeats each pixel."""
+    return op.zoom if isinstance(op, Pool) else (1, 1)
 
 
 def kernel_of(op: Conv | Pool | Term) -> tuple[int, int]:

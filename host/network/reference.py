@@ -211,6 +211,8 @@ def pool(op: Pool, activations: np.ndarray, extent: tuple[int, int], low: int) -
     combine = np.add if op.kind == "sum" else np.maximum
     padded = pad(activations, op.pads, 0 if op.kind == "sum" else low)
     rows, columns = kernel_of(op)
+    if op.zoom != (1, 1):
+        return activations.repeat(op.zoom[0], -2).repeat(op.zoom[1], -1).astype(np.float32)
     result = shifted(padded, 0, 0, op.stride, extent).astype(np.float32)
     for y, x in list(np.ndindex(rows, columns))[1:]:
         combine(result, shifted(padded, y, x, op.stride, extent), out=result)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sentei.host.arithmetic.thresholds import identity
 from sentei.host.network.ir import (
     ACCUMULATOR_LIMIT,
     WIDE,
@@ -131,8 +132,18 @@ def random_layer(seed: int, geometry: Geometry, large: bool = True) -> tuple[Net
                 op = replace(op, addends=random_addends(more, op, tensors))
         op = replace(op, requantize=random_requantize(rng, op, tensors, residual))
     ops.append(op)
+    output = "y"
+    if not wide and more.random() < 0.2:
+        # A tensor that repeats the output's pixels.
+        zoom = (int(more.integers(1, 3)), int(more.integers(1, 4)))
+        target = tensors["y"]
+        larger = Shape(out_channels, out_height * zoom[0], out_width * zoom[1])
+        if out_channels * larger.height * (larger.width + 8) < 16 * geometry.activation_words:
+            output = "z"
+            tensors["z"] = replace(target, name="z", shape=larger)
+            ops.append(Pool(f"zoom{seed}", "y", "z", "sum", (1, 1), requantize=identity(target), zoom=zoom))
     network = Network(
-        name, tensors, tuple(ops), "x", "y", np.ones(out_channels, np.float32), np.zeros(out_channels, np.float32)
+        name, tensors, tuple(ops), "x", output, np.ones(out_channels, np.float32), np.zeros(out_channels, np.float32)
     )
     source = tensors["x"]
     images = rng.integers(source.low, source.high + 1, (2, *source.shape))

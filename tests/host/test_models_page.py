@@ -65,6 +65,10 @@ def model_with(name: str, attribute: str, value) -> onnx.ModelProto:
     elif name == "Pad":
         amounts = writer.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
         output = writer.node("Conv", writer.node(name, source, amounts, **attributes), weights(4, 3, 1, 1))
+    elif name == "Resize":
+        small = writer.node("Quant", conv, *map(writer.constant, (0.5, 0.0, 4.0)), domain=QUANT_DOMAIN)
+        scales = writer.constant([1.0, 1.0, 2.0, 2.0])
+        output = writer.node(name, small, writer.constant([]), scales, **{"mode": "nearest", **attributes})
     elif name == "TopK":
         output = writer.node(name, writer.node("Flatten", conv), writer.constant([2], np.int64), **attributes)
     else:

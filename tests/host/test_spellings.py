@@ -114,6 +114,69 @@ def test_what_would_move_channels_to_rows_is_refused():
         load(net.model((1, 3, 4, 5), mixed, 4))
 
 
+@pytest.mark.parametrize("scale", [0.25, 0.5, 0.3])
+def test_joined_tensors_are_terms_of_one_sum(scale):
+    """As in SqueezeNet and in a U-Net: everything that may stand between a Concat and the layers behind it."""
+    net = Net()
+    picture = net.quant("input", 2.0**-7, 8, True)
+    left = net.quant4(net.node("Relu", net.node("Conv", picture, net.weights(3, 2, 3, 3), pads=[1] * 4)))
+    right = net.quant4(net.node("Relu", net.node("Conv", picture, net.weights(5, 2, 1, 1))), scale)
+    name = net.node("Concat", left, right, axis=1)
+    name = net.node("MaxPool", name, kernel_shape=[2, 2], strides=[2, 2])
+    bias = net.constant(RANDOM.integers(-9, 9, 6) / 8)
+    conv = net.node("Conv", name, net.weights(6, 8, 3, 3), bias, pads=[1] * 4)
+    again = net.node("Concat", name, net.quant4(net.node("Relu", conv), 1.0), axis=-3)
+    statistics = [net.constant(RANDOM.uniform(0.5, 2, 14)) for _ in range(4)]
+    again = net.node("BatchNormalization", again, *statistics)
+    again = net.node("Mul", again, net.constant(RANDOM.uniform(0.5, 2, (14, 1, 1))))
+    again = net.quant4(net.node("Relu", again), 0.5)
+    again = net.quant4(net.node("Conv", again, net.weights(14, 1, 3, 3), group=14, pads=[1] * 4), 0.5)
+    flat = net.node("Reshape", again, net.constant([2, -1], np.int64))
+    model = net.model((2, 2, 6, 8), net.node("MatMul", flat, net.weights(14 * 12, 5)), 2)
+    network = load(model)
+    for seed in range(3):
+        images = random_images(seed, network, 2)
+        expected, found = execute(model, network, images), reference.predict(network, images)
+        if network.doubts:
+            assert np.isclose(expected, found, rtol=1e-4, atol=1e-4).mean() > 0.9
+        else:
+            assert np.array_equal(expected, found)
+    assert not network.doubts or scale == 0.3
+
+
+def test_joined_tensors_that_the_array_cannot_take_are_named():
+    net = Net()
+    picture = net.quant4("input")
+    with pytest.raises(UnsupportedAttribute, match="must join channels of equal maps, not axis 2"):
+        load(net.model((2, 3, 4, 5), net.node("Concat", picture, picture, axis=2), 4))
+    name = net.node("Concat", picture, picture, axis=1)
+    with pytest.raises(UnsupportedOperator, match="is a Concat: put a convolution behind it"):
+        load(net.model((2, 3, 4, 5), name, 4))
+    with pytest.raises(UnsupportedOperator, match="Softmax of a Concat is not supported"):
+        load(net.model((2, 3, 4, 5), net.node("Softmax", name, axis=1), 4))
+
+
+@pytest.mark.parametrize("kind", ["asymmetric", "half_pixel", "sizes", "Upsample"])
+def test_enlarged_maps(kind):
+    """The shape of a U-Net: strided down, repeated up, joined with what came before."""
+    net = Net()
+    first = net.quant4(net.node("Conv", net.quant("input", 2.0**-7, 8, False), net.weights(4, 3, 3, 3), pads=[1] * 4))
+    name = net.quant4(net.node("Conv", first, net.weights(5, 4, 3, 3), pads=[1] * 4, strides=[2, 2]))
+    none = net.constant([])
+    scales = net.constant([1.0, 1.0, 2.0, 2.0])
+    if kind == "Upsample":
+        name = net.node("Upsample", name, scales)
+    elif kind == "sizes":
+        sizes = net.constant([2, 5, 6, 8], np.int64)
+        name = net.node("Resize", name, "", "", sizes, coordinate_transformation_mode="half_pixel")
+    else:
+        more = {"nearest_mode": "floor"} if kind == "asymmetric" else {}
+        name = net.node("Resize", name, none, scales, coordinate_transformation_mode=kind, **more)
+    name = net.quant4(net.node("Conv", net.node("Concat", name, first, axis=1), net.weights(6, 9, 3, 3), pads=[1] * 4))
+    model = net.model((2, 3, 6, 8), net.node("Conv", name, net.weights(2, 6, 1, 1)), 4, 9 if kind == "Upsample" else 13)
+    assert_equal(model)
+
+
 # Quantizers
 
 
@@ -260,6 +323,18 @@ def test_signed_one_bit_is_a_sign():
     weights = net.quant(net.constant(RANDOM.normal(size=(6, 3, 3, 3))), 0.5, 1, True)
     hidden = net.quant(net.node("Conv", net.quant("input", 1.0, 4, False), weights), 0.25, 1, True)
     assert_equal(net.model((2, 3, 6, 6), net.node("Conv", hidden, net.weights(4, 6, 1, 1)), 4))
+
+
+@pytest.mark.parametrize("kind", ["LeakyRelu", "PRelu"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_leaky_activations(kind, signed):
+    net = Net()
+    name = net.node("Conv", net.quant("input", 2.0**-7, 8, False), net.weights(6, 3, 3, 3))
+    slopes = net.constant(RANDOM.uniform(0, 0.5, (6, 1, 1)))
+    name = net.node(kind, name, slopes) if kind == "PRelu" else net.node(kind, name, alpha=0.1)
+    name = net.node("MaxPool", net.quant(name, 0.125, 4, signed), kernel_shape=[2, 2])
+    name = net.node("LeakyRelu", net.node("Conv", name, net.weights(4, 6, 1, 1)), alpha=0.2)
+    assert_equal(net.model((2, 3, 6, 7), name, 4), strict=True)
 
 
 # What the host computes

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sentei.host.arithmetic.float_chain import AddTensor, Clamp, Divide, Offset, Scale
+from sentei.host.arithmetic.float_chain import AddTensor, Clamp, Divide, Leak, Offset, Scale
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.operators.quantize_linear import narrowed
@@ -112,6 +112,22 @@ def relu(translator: Translator, node: Node) -> RawInput | Activation:
     return translator.operand(node).then(Clamp(np.float32(0), np.float32(np.inf)))
 
 
+def leaky_relu(translator: Translator, node: Node) -> RawInput | Activation:
+    activation = translator.operand(node)
+    return leaking(node, activation, ones(activation) * np.float32(node.attributes.get("alpha", 0.01)))
+
+
+def p_relu(translator: Translator, node: Node) -> RawInput | Activation:
+    activation = translator.operand(node)
+    return leaking(node, activation, translator.per_channel(node, 1, activation))
+
+
+def leaking(node: Node, activation: RawInput | Activation, slope: np.ndarray) -> RawInput | Activation:
+    if not (np.isfinite(slope) & (slope >= 0)).all():
+        raise UnsupportedAttribute(f"{node}: slopes must be 0 or more, not {slope.min()} ")
+    return activation.then(Leak(slope.astype(np.float32)))
+
+
 def clip(translator: Translator, node: Node) -> Value:
     limits = []
     for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
@@ -130,8 +146,10 @@ HANDLERS: dict[str, Handler] = {
     "BatchNormalization": batch_normalization,
     "Clip": clip,
     "Div": div,
+    "LeakyRelu": leaky_relu,
     "Mul": mul,
     "Neg": neg,
+    "PRelu": p_relu,
     "Relu": relu,
     "Sub": sub,
 }

@@ -10,7 +10,7 @@ import numpy as np
 
 from sentei.host.arithmetic.float_chain import Divide
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
-from sentei.host.frontend.axes import is_map, map_axes, part_of_each, tidy
+from sentei.host.frontend.axes import is_map, map_axes, part_of_each, sizes, tidy
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator, by_rows_and_columns, resolve_pads
 from sentei.host.frontend.values import QUANTIZE_IT, Activation
@@ -160,6 +160,57 @@ def pad(translator: Translator, node: Node) -> Activation:
     return replace(activation, pads=pads, shape=shape, axes=axes, label=str(node))
 
 
+def resize(translator: Translator, node: Node) -> Activation:
+    """Resize and Upsample, where each pixel is repeated in whole numbers of rows and columns."""
+    activation = pooled_activation(translator, node)
+    own = sizes(activation.axes, activation.shape)
+    factors = enlargement(translator, node, (translator.batch, *own))
+    if factors[:2] != (1, 1) or min(factors) < 1:
+        raise UnsupportedAttribute(f"{node}: must enlarge rows and columns by whole numbers, not {factors}")
+    zoom = by_rows_and_columns(activation, list(factors[2:]))
+    mode = node.attributes.get("mode", "nearest")
+    repeats = all(nearest(node, size, factor) for size, factor in zip(own[1:], factors[2:], strict=True))
+    if mode != "nearest" or not repeats:
+        raise UnsupportedAttribute(
+            f"{node}: mode must be nearest, such that each pixel is repeated, not {mode}: use asymmetric and floor"
+        )
+    return translator.builder.enlarged(activation, zoom, node.outputs[0], node)
+
+
+def enlargement(translator: Translator, node: Node, own: tuple[int, ...]) -> tuple[int, ...]:
+    """By how much each axis grows; 0 where that is no whole number."""
+    index = 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2
+    scales = node.attributes.get("scales") if node.op_type == "Upsample" and len(node.inputs) < 2 else None
+    given = translator.array(node, index, "scales") if scales is None else np.array(scales)
+    wanted = translator.array(node, 3, "sizes") if given is None or not given.size else None
+    if wanted is not None:
+        given = wanted / np.array(own)
+    if given is None or given.size != len(own) or node.attributes.get("axes"):
+        raise UnsupportedAttribute(f"{node}: scales must be {len(own)} numbers: give them, or sizes, for all axes")
+    return tuple(int(factor) if float(factor).is_integer() else 0 for factor in given)
+
+
+def nearest(node: Node, size: int, factor: int) -> bool:
+    """Whether the node's ways to compute coordinates and to round them repeat each pixel `factor` times."""
+    here = np.arange(size * factor, dtype=np.float64)
+    usual = "asymmetric" if node.op_type == "Upsample" else "half_pixel"
+    way = node.attributes.get("coordinate_transformation_mode", usual)
+    if way in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
+        at = (here + 0.5) / factor - 0.5
+    elif way == "asymmetric":
+        at = here / factor
+    else:
+        return False
+    rounding = node.attributes.get("nearest_mode", "floor" if node.op_type == "Upsample" else "round_prefer_floor")
+    modes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+        "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    }
+    return rounding in modes and np.array_equal(np.clip(modes[rounding](at), 0, size - 1), here // factor)
+
+
 HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
@@ -167,4 +218,6 @@ HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {
     "MaxPool": max_pool,
     "Pad": pad,
     "ReduceMean": reduce_mean,
+    "Resize": resize,
+    "Upsample": resize,
 }

@@ -13,9 +13,10 @@ from sentei.host.arithmetic.float_chain import Quantizer
 from sentei.host.errors import UnsupportedAttribute
 from sentei.host.frontend.axes import regroup, sizes
 from sentei.host.frontend.model_file import Node
+from sentei.host.frontend.operators import joins
 from sentei.host.frontend.operators.quantizers import quantize_input
 from sentei.host.frontend.translator import Handler, Translator
-from sentei.host.frontend.values import Activation, Constant, RawInput, Tail, Value
+from sentei.host.frontend.values import Activation, Constant, Joined, RawInput, Tail, Value
 from sentei.overlay.tail import TailStep
 
 Movable: TypeAlias = RawInput | Activation | Tail
@@ -110,7 +111,7 @@ def axes_of(translator: Translator, node: Node) -> list[int] | None:
 
 def shape(translator: Translator, node: Node) -> Constant:
     value = translator.values[node.inputs[0]]
-    found = [translator.batch, *model_sizes(value)]
+    found = [translator.batch, *(joins.sizes_of(value) if isinstance(value, Joined) else model_sizes(value))]
     return Constant(np.array(found[node.attributes.get("start", 0) : node.attributes.get("end", len(found))], np.int64))
 
 
