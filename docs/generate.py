@@ -8,6 +8,7 @@ python docs/generate.py --check    exit with 1 if a committed page differs
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from sentei.overlay.fields import Layout
 from sentei.overlay.manifest import MEMORY_MODELS
 
 PAGE, MODELS = (Path(__file__).with_name(name) for name in ("registers.md", "models.md"))
+ZOO = json.loads((Path(__file__).parents[1] / "reports" / "zoo.json").read_text())
 BEGIN, END = "<!-- Made by docs/generate.py from host/frontend/catalogue.py -->\n", "<!-- end -->\n"
 PRESET = "32x32"  # whose formats are shown where they depend on the geometry
 
@@ -227,6 +229,16 @@ def operator_rows(operators: dict[str, catalogue.Operator]) -> list[str]:
     return table("operator|what becomes of it|attributes", rows)
 
 
+def zoo_rows() -> Iterable[Iterable[object]]:
+    """Those of the zoo that compile."""
+    for name, row in ZOO.items():
+        if row["compiles"]:
+            exact = "equal" if row["rtl_exact"] else "DIFFERENT"
+            arithmetic = "proven equal to float32" if row["proven"] else "exact; float32 may round otherwise"
+            cycles = (f"{row['cycles']:,.0f}", f"{row['bound_cycles']:,.0f}")
+            yield name, arithmetic, f"{row['largest_difference']:.2g}", exact, *cycles
+
+
 def models_page() -> str:
     """docs/models.md with its tables as the catalogue has them."""
     text = MODELS.read_text()
@@ -247,6 +259,17 @@ def models_page() -> str:
         "### What is refused",
         "",
         *table("what|instead", catalogue.ELSEWHERE.items()),
+        "## Networks that others published",
+        "",
+        "Each compiled for the 32x32 array by `make zoo` ([report](../reports/zoo.json)): 20 random inputs compared "
+        "with qonnx's own execution, 2 with the simulated SoC, every layer. Cycles are the engine's for one picture, "
+        "beside the bound (surviving MACs / array size).",
+        "",
+        *table("file|arithmetic|largest difference of an output|every layer on the RTL|cycles|bound", zoo_rows()),
+        "| refused | why |",
+        "| --- | --- |",
+        *(f"| {name} | {row['refused']} |" for name, row in ZOO.items() if not row["compiles"]),
+        "",
     ]
     return head + BEGIN + "\n".join(lines) + END + foot
 

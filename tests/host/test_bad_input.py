@@ -231,9 +231,9 @@ def quantized(writer, source, bits=4):
 
 BAD_MODELS = {
     "operator": (
-        lambda w, x: quantized(w, w.node("Sigmoid", conv(w, x))),
+        lambda w, x: quantized(w, w.node("Elu", conv(w, x))),
         UnsupportedOperator,
-        r"Sigmoid_\d",
+        r"Elu_\d",
     ),
     "attribute": (
         lambda w, x: w.node("MaxPool", quantized(w, conv(w, x)), kernel_shape=[2, 2], dilations=[2, 2]),
@@ -252,7 +252,7 @@ BAD_MODELS = {
         r"Conv_\d+.* not quantized",
     ),
     "residual-scale": (
-        lambda w, x: quantized(w, w.node("Add", conv(w, x), w.quant(conv(w, x), 0.5, 4, False))),
+        lambda w, x: quantized(w, w.node("Add", w.node("Relu", conv(w, x)), w.quant(conv(w, x), 0.5, 4, False))),
         InexactModel,
         r"Quant_\d+.* of scale 0.5, but the sum has scale 0.25.*: quantize both with the same scale",
     ),
