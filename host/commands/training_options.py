@@ -22,7 +22,7 @@ Float = Annotated[
     Path | None,
     typer.Option(
         "--float",
-        help="weights of a trained float network (a state_dict, or the "
+        help="weights of a trained float network (a state_dict, an ONNX file of it, or the "
         "last checkpoint of a float network, as float-2.pt): no float training",
     ),
 ]

@@ -7,7 +7,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import torch
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from torch import nn
 
 from sentei.overlay.errors import SenteiError
 
@@ -46,6 +50,26 @@ def load_checkpoint(path: Path, device: torch.device) -> dict:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is no checkpoint of this program, but a {type(state).__name__}")
     return state
+
+
+def load_onnx_weights(network: nn.Module, path: Path) -> None:
+    """Load a network's weights from an ONNX file that was exported from one like it, with its names."""
+    try:
+        initializers = onnx.load(path).graph.initializer
+    except (OSError, ValueError, DecodeError) as error:
+        raise CheckpointError(f"{path} is no ONNX file: {first_line(error)}") from error
+    found = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in initializers}
+    state = network.state_dict()
+    wanted = {name for name in state if not name.endswith("num_batches_tracked")}
+    if missing := sorted(wanted - {*found}):
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of the network's {len(wanted)} tensors, {missing[0]!r} for one: export it "
+            "with training=TrainingMode.PRESERVE and do_constant_folding=False, or save its state_dict"
+        )
+    try:
+        network.load_state_dict(state | {name: found[name] for name in wanted})
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path} does not hold the weights of this network: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -25,7 +25,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from sentei.host.datasets.dataset import DataSet, DatasetError, Split
-from sentei.host.train.checkpoint import OTHER_RUN, CheckpointError, check_settings, first_line, load_checkpoint
+from sentei.host.train.checkpoint import (
+    OTHER_RUN,
+    CheckpointError,
+    check_settings,
+    first_line,
+    load_checkpoint,
+    load_onnx_weights,
+)
 from sentei.host.train.export import check_supported, freeze
 from sentei.host.train.images import Images, augment, best_device, device_of, to_input
 from sentei.host.train.kernel_size import hold_kernel_sizes, remove_parametrizations
@@ -264,7 +271,11 @@ def _digest(network: nn.Module) -> str:
 
 
 def load_float(network: nn.Module, path: Path) -> None:
-    """Load the weights of a float network: a finished checkpoint of `prune_and_retrain`, or a saved state_dict."""
+    """Load the weights of a float network: a finished checkpoint of `prune_and_retrain`, a saved state_dict, or an ONNX
+    file of that network."""
+    if path.suffix == ".onnx":
+        load_onnx_weights(network, path)
+        return
     state = load_checkpoint(path, torch.device("cpu"))
     if "settings" in state and state["epochs"] < (wanted := state["settings"]["epochs"]):
         raise CheckpointError(f"{path} holds {state['epochs']} of {wanted} epochs; finish that run first (--resume)")

@@ -296,6 +296,21 @@ def test_a_float_network_that_is_trained_already_stays_as_it_is(whole, tmp_path)
     assert_same_states(before, other.state_dict())
 
 
+def test_weights_come_from_an_onnx_file_too(whole, tmp_path):
+    network, other = tiny(), tiny()
+    load_float(network, whole[0] / "float.pt")
+    options = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False, "dynamo": False}
+    torch.onnx.export(network.eval(), torch.zeros(1, 3, 32, 32), str(tmp_path / "float.onnx"), **options)
+    load_float(other, tmp_path / "float.onnx")
+    for (name, ours), theirs in zip(other.state_dict().items(), network.state_dict().values(), strict=True):
+        assert name.endswith("num_batches_tracked") or torch.equal(ours, theirs), name
+    with pytest.raises(CheckpointError, match=r"float\.onnx lacks 2 of the network's 2 tensors, .* for one: export it"):
+        load_float(nn.Conv2d(3, 4, 1), tmp_path / "float.onnx")
+    (tmp_path / "no.onnx").write_text("no")
+    with pytest.raises(CheckpointError, match=r"no\.onnx is no ONNX file"):
+        load_float(other, tmp_path / "no.onnx")
+
+
 def test_weights_of_another_network_are_refused(whole, tmp_path):
     with pytest.raises(CheckpointError, match=r"float\.pt does not hold the weights of this network: .*") as info:
         load_float(nn.Conv2d(3, 4, 1), whole[0] / "float.pt")
