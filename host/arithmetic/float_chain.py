@@ -244,6 +244,17 @@ class Chain:
     def then(self, *operations: Operation) -> Chain:
         return Chain(self.start, self.operations + operations)
 
+    def rising(self) -> Chain:
+        """The chain for accumulators with another sign, where it falls with them (as far as factors say)."""
+        sign = np.sign(self.start.unit)
+        for operation in self.operations:
+            if isinstance(operation, Scale):
+                sign = sign * np.sign(operation.factor)
+            elif isinstance(operation, Divide):
+                sign = sign * np.sign(operation.divisor)
+        unit = np.where(sign < 0, -self.start.unit, self.start.unit)
+        return Chain(Start(unit, self.start.offset, self.start.error), self.operations)
+
     @property
     def residual(self) -> str | None:
         """Name of the tensor that an operation adds, if any."""

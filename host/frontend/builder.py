@@ -10,14 +10,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from sentei.host.arithmetic.float_chain import Chain, Offset, Quantizer, start_of_tensor
+from sentei.host.arithmetic.float_chain import Chain, Leak, Offset, Quantizer, start_of_tensor
+from sentei.host.arithmetic.halves import NIBBLE, low_nibble, nibbles, worth
 from sentei.host.arithmetic.real_thresholds import requantize_as_meant, requantize_sum_as_meant
 from sentei.host.arithmetic.thresholds import Piece, identity, quiet_offsets, requantize
-from sentei.host.errors import InexactModel, MissingScale, UnsupportedOperator
+from sentei.host.errors import InexactModel, MissingScale, UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.axes import Axes, map_axes, sizes, tidy, to_model
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.sums import absorbed, with_room
-from sentei.host.frontend.values import QUANTIZE_IT, Activation, Tail, Value
+from sentei.host.frontend.sums import absorbed, remainder, terms_of, with_room
+from sentei.host.frontend.values import QUANTIZE_IT, Activation, Tail, Value, Wide
 from sentei.host.network.ir import (
     WIDE,
     Conv,
@@ -238,6 +239,59 @@ class Builder:
         total = Conv(op.name, first.input, "", pixels, addends=tuple(others), groups=channels)
         return replace(total, requantize=replace(spec, thresholds=spec.thresholds + extra))
 
+    def quantize_wide(self, activation: Activation, quantizer: Quantizer, name: str, node: Node) -> Activation:
+        """Emit what `activation` waits for, requantized to two nibbles; the sum of both."""
+        place = str(node)
+        if activation.maximum is not None:
+            raise UnsupportedOperator(f"{node}: has more than 4 bits behind a MaxPool: quantize to 4 before that")
+        if isinstance(activation.op, Pool) and activation.op.kind == "max":
+            stored = self.as_plain(replace(activation, chain=Chain(activation.chain.start)), place)
+            activation = stored.then(*activation.chain.operations)
+        if activation.chain.residual is not None:
+            activation = absorbed(place, activation, self.tensors)
+        if any(isinstance(operation, Leak) for operation in activation.chain.operations):
+            raise UnsupportedBitWidth(f"{node}: behind a LeakyRelu there are at most 4 bits, not {quantizer.bits}")
+        op = self.rising(self.operator_of(activation, node.name), activation)
+        chain = activation.chain.rising()
+        of_high, of_low = nibbles(quantizer)
+        arguments = (f"{place} after {op.name!r}", chain, of_high, *self.reach(op), None)
+        try:
+            pieces, doubt = requantize(*arguments), None
+        except InexactModel:
+            if self.strict:
+                raise
+            pieces, doubt = requantize_as_meant(*arguments)
+        shape, limits = self.extent_of(op), self.reach(op)
+        first = self.in_pieces(replace(op, name=self.op_name(f"{op.name} high")), pieces, of_high, doubt)
+        high = quantized_tensor(self.free_name(f"{name} high", set(self.tensors)), shape, of_high)
+        self.emit(first, high)
+        rest, base, factors = remainder(place, op, high.name, quantizer, chain, limits)
+        pieces, doubt = low_nibble(op.name, chain, quantizer, limits, base, factors)
+        if doubt and self.strict:
+            raise InexactModel(
+                f"{place}: float32 rounding can decide {doubt.sums} sums otherwise: use scales on one grid"
+            )
+        second = self.in_pieces(replace(rest, name=self.op_name(f"{op.name} low")), pieces, of_low, doubt)
+        low = quantized_tensor(self.free_name(f"{name} low", set(self.tensors)), shape, of_low)
+        self.emit(second, low)
+        whole = quantized_tensor(name, shape, quantizer)
+        pixels = np.eye(shape.channels, dtype=np.int64)[:, :, None, None]
+        addends = (Term(low.name, pixels, groups=shape.channels),)
+        total = Conv(op.name, high.name, "", NIBBLE * pixels, addends=addends, groups=shape.channels)
+        start = Chain(start_of_tensor(whole.scale, shape.channels))
+        wide = Wide(whole, high.name, low.name)
+        return Activation(high.name, shape, start, place, total, activation.axes, wide=wide)
+
+    def rising(self, op: Conv | Pool, activation: Activation) -> Conv | Pool:
+        """The operator with the sign of each channel's sum such that the model's number rises with it."""
+        sign = np.where(worth(activation.chain) < 0, -1, 1)
+        if (sign > 0).all():
+            return op
+        terms = terms_of(replace(activation, op=op))
+        main, *addends = (replace(term, weights=term.weights * sign[:, None, None, None]) for term in terms)
+        turned = Conv(op.name, main.input, "", main.weights, main.stride, main.pads, groups=main.groups)
+        return replace(turned, addends=tuple(addends))
+
     def extent_of(self, op: Conv | Pool) -> Shape:
         return self.extent(op, self.tensors[op.input].shape)
 
@@ -286,7 +340,7 @@ class Builder:
 
     def as_plain(self, activation: Activation, reader: str) -> Activation:
         """The activation as a quantized tensor (padding may wait); emits a maximum of one, refuses anything else."""
-        if replace(activation, pads=Pads()).plain:
+        if replace(activation, pads=Pads()).plain or activation.stored_wide is not None:
             return activation
         source, pool = self.tensors[activation.source], activation.op
         if not isinstance(pool, Pool) or not activation.stored_maximum or source.bits > 4:

@@ -22,16 +22,19 @@ from sentei.host.arithmetic.float_chain import (
     Chain,
     Divide,
     Offset,
+    Quantizer,
     Scale,
     Start,
     is_power_of_two,
 )
-from sentei.host.errors import UnsupportedOperator
+from sentei.host.arithmetic.halves import worth
+from sentei.host.errors import UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.values import QUANTIZE_IT, Activation
-from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pool, Tensor, Term, term_range
+from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pool, Shape, Tensor, Term, term_range
 
 DIGIT = 16
 ROOM = ACCUMULATOR_LIMIT // 2  # that factors make use of: thresholds anywhere within are in the search's reach
+NEAR_ENOUGH = 1 / 16  # likewise: no larger numbers are looked for
 LARGEST_ERROR = 0.25  # of a sum, in units of the heavier side's
 
 
@@ -101,6 +104,39 @@ def with_room(activation: Activation, tensors: dict[str, Tensor]) -> tuple[Conv,
     return op, base, wholes(base)
 
 
+def remainder(
+    place: str, op: Conv | Pool, high: str, quantizer: Quantizer, chain: Chain, limits: tuple[np.ndarray, np.ndarray]
+) -> tuple[Conv, int, np.ndarray]:
+    """The operator whose sum is what is left behind the high nibble: (operator, base, factors (C,)), such that its sum
+    is base * l + factors * high. The base is the largest power of 16 that the accumulator has room for."""
+    one = worth(chain)
+    steps = np.where(one == 0, 0, DIGIT * float(quantizer.scale) / np.where(one == 0, 1, one))
+    reach = np.abs(limits).max(0)
+    most = DIGIT - 1
+
+    def factors(base: int) -> np.ndarray:
+        # Where 16 levels are worth more than all sums, the high nibble hardly changes.
+        return -np.round(np.minimum(steps, 2.0 * reach + 1) * base).astype(np.int64)
+
+    def room(base: int, limit: int) -> bool:
+        return bool((base * reach + np.abs(factors(base)) * most < limit).all())
+
+    base = 1
+    while room(base * DIGIT, ROOM):
+        base *= DIGIT
+    if not room(base, ACCUMULATOR_LIMIT):
+        raise UnsupportedBitWidth(
+            f"{place}: its sums reach {reach.max()}, too much for more than 4 bits behind them: use fewer bits"
+        )
+    side = Activation(op.input, Shape(len(reach), 1, 1), chain, place, op)
+    terms = terms_of(side)
+    main, *addends = (replace(term, weights=term.weights.astype(np.int64) * base) for term in terms)
+    whole = factors(base)
+    addends.append(Term(high, np.diag(whole)[:, :, None, None], groups=len(whole)))
+    left = Conv(op.name, main.input, "", main.weights, main.stride, main.pads, groups=main.groups)
+    return replace(left, addends=tuple(addends)), base, whole
+
+
 def straight(place: str, side: Activation) -> Activation:
     """A side whose numbers are a factor times its sum, and an offset."""
     bent = [op for op in side.chain.operations if not isinstance(op, Scale | Offset | Divide)]
@@ -151,7 +187,7 @@ def whole_factors(place: str, ratios: list[Fraction | None], ranges: list[np.nda
     first, second = [], []
     for ratio, own, other in zip(ratios, *ranges, strict=True):
         room = int(ROOM // max(1, own + abs(ratio or 0) * other + other))
-        nearest = (ratio or Fraction(0)).limit_denominator(max(room, 1))
+        nearest = small_fraction(ratio or Fraction(0), max(room, 1), int(other))
         if ratio is not None and abs(nearest - ratio) * int(other) > LARGEST_ERROR:
             raise UnsupportedOperator(
                 f"{place}: adds sums of scales 1 : {float(ratio):.6g}, which the accumulator is too narrow for: put a "
@@ -160,6 +196,17 @@ def whole_factors(place: str, ratios: list[Fraction | None], ranges: list[np.nda
         first.append(0 if ratio is None else nearest.denominator)
         second.append(1 if ratio is None else nearest.numerator)
     return np.array(first), np.array(second)
+
+
+def small_fraction(ratio: Fraction, room: int, reach: int) -> Fraction:
+    """The simplest fraction that is near enough for a sum of that reach, or the nearest of denominators up to `room`."""
+    largest = 1
+    while largest < room:
+        found = ratio.limit_denominator(largest)
+        if abs(found - ratio) * reach <= NEAR_ENOUGH:
+            return found
+        largest *= 2
+    return ratio.limit_denominator(room)
 
 
 def fits(base: int, other: np.ndarray, ranges: list[np.ndarray]) -> bool:

@@ -15,15 +15,17 @@ import numpy as np
 import onnx
 
 from sentei.host.arithmetic.float_chain import Chain, start_of_sum
+from sentei.host.arithmetic.halves import NIBBLE
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.axes import Axes, channels_first, from_model, is_map, sizes, tidy
 from sentei.host.frontend.builder import Builder, required
 from sentei.host.frontend.model_file import STANDARD_DOMAINS, Node, evaluate
 from sentei.host.frontend.values import Activation, Constant, Joined, Levels, RawInput, Tail, Value
-from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, accumulator_range, kernel_of
+from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pads, Pool, Term, accumulator_range, kernel_of
 from sentei.overlay.geometry import WIDE_BITS
 
 QUANT_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
+NO_PADS = Pads()
 NOT_FOLDED = ("QuantizeLinear", "DequantizeLinear")  # they make levels of constants
 PREPROCESSING = ("Add", "BatchNormalization", "Clip", "Div", "LeakyRelu", "Mul", "Neg", "PRelu", "Relu", "Sub")
 MOVES = ("Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
@@ -67,7 +69,7 @@ class Translator:
             result = self.quantizers[node.op_type](self, node)
         elif standard and node.op_type not in NOT_FOLDED and len(constants) == len(inputs):
             result = self.fold(node, constants)
-        elif node.op_type in self.tails and any(isinstance(value, Tail) for value in inputs):
+        elif node.op_type in self.tails and any(isinstance(value, Tail) and not value.stored for value in inputs):
             result = self.tails[node.op_type](self, node)
         elif standard and node.op_type in self.handlers:
             self.require_quantized(node, inputs)
@@ -132,7 +134,9 @@ class Translator:
     def activations_in(self, node: Node, value: Value) -> Activation:
         """The activations that a value must be."""
         if isinstance(value, Tail):
-            raise value.refusal
+            if value.stored is None:
+                raise value.refusal
+            return value.stored()
         if isinstance(value, Levels):
             raise UnsupportedOperator(f"{node}: reads integers of a QuantizeLinear: put a DequantizeLinear before it")
         if not isinstance(value, Activation):
@@ -184,8 +188,8 @@ class Translator:
     ) -> Activation:
         """The activation of an accumulator whose products have `scale` (C,) times the scale of its input; the model has
         it with `axes`."""
-        source = self.builder.tensors[activation.source]
-        shape = self.builder.extent(op, source.shape)
+        source = activation.stored_wide.whole if activation.stored_wide else self.builder.tensors[activation.source]
+        shape = self.builder.extent_of(op)
         if min(shape) < 1:
             raise UnsupportedAttribute(
                 f"{node}: window {tuple(kernel_of(op))} does not fit its input {activation.shape}"
@@ -197,13 +201,30 @@ class Translator:
                 "use fewer weight or activation bits, or prune"
             )
         if isinstance(op, Conv):
-            flat = np.abs(op.weights.reshape(len(op.weights), -1).astype(np.int64))
+            weights = op.addends[0].weights if activation.stored_wide else op.weights
+            flat = np.abs(weights.reshape(len(weights), -1).astype(np.int64))
             total, terms = flat.sum(1), np.count_nonzero(flat, 1)
         else:
             total = terms = np.full(shape.channels, math.prod(op.kernel))
         magnitude = total * max(-source.low, source.high)
         start = start_of_sum(source.scale, scale, magnitude, terms, bias)
         return Activation(activation.source, shape, Chain(start), str(node), op, tidy(axes, shape))
+
+    def weighted(
+        self,
+        name: str,
+        activation: Activation,
+        weights: np.ndarray,
+        stride: tuple[int, int] = (1, 1),
+        pads: Pads = NO_PADS,
+        groups: int = 1,
+    ) -> Conv:
+        """The convolution of a quantized tensor; of one of two nibbles, both in one sum."""
+        wide = activation.stored_wide
+        if wide is None:
+            return Conv(name, activation.source, "", weights, stride, pads, groups=groups)
+        low = Term(wide.low, weights, stride, pads, groups)
+        return Conv(name, wide.high, "", weights * NIBBLE, stride, pads, addends=(low,), groups=groups)
 
     def per_channel(self, node: Node, index: int, activation: RawInput | Activation) -> np.ndarray:
         """The constant operand of an elementwise operation as float32 (C,), or one for each element of a `RawInput`."""

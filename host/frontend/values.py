@@ -11,6 +11,7 @@ the host computes at the end is a `Tail`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -20,7 +21,7 @@ from sentei.host.arithmetic.float_chain import Chain, Operation, Quantizer
 from sentei.host.errors import UnsupportedModel
 from sentei.host.frontend.axes import NCHW, Axes
 from sentei.host.frontend.inputs import InputType
-from sentei.host.network.ir import Conv, Pads, Pool, Shape
+from sentei.host.network.ir import Conv, Pads, Pool, Shape, Tensor
 from sentei.overlay.tail import TailStep
 
 QUANTIZE_IT = "put a Quant node of at most 4 bits in between"
@@ -62,6 +63,15 @@ class RawInput:
 
 
 @dataclass(frozen=True)
+class Wide:
+    """A tensor of five to eight bits: `whole` says what it would be, `high` and `low` are its nibbles' tensors."""
+
+    whole: Tensor
+    high: str
+    low: str
+
+
+@dataclass(frozen=True)
 class Activation:
     """A value of the model (see above). `shape` is (C, H, W) as the next node sees it, padding included."""
 
@@ -74,10 +84,16 @@ class Activation:
     pads: Pads = Pads()  # zeros around a plain activation, for the next convolution or sum
     maximum: Pool | None = None  # taken of the values after the first `before` operations of the chain
     before: int = 0
+    wide: Wide | None = None  # it is that tensor, if no operation follows; `op` makes a sum of its nibbles
 
     @property
     def plain(self) -> bool:
         return self.op is None and not self.chain.operations and not any(self.pads) and self.maximum is None
+
+    @property
+    def stored_wide(self) -> Wide | None:
+        """The tensor of more than four bits that it is, if it is one."""
+        return self.wide if not self.chain.operations and self.maximum is None else None
 
     @property
     def stored_maximum(self) -> bool:
@@ -108,9 +124,10 @@ class Tail:
     steps: tuple[TailStep, ...]
     sizes: tuple[int, ...]
     refusal: UnsupportedModel  # why the array cannot go on from here
+    stored: Callable[[], Activation] | None = None  # has the array compute it after all, as a tensor of its own
 
     def then(self, step: TailStep) -> Tail:
-        return replace(self, steps=(*self.steps, step), sizes=step.sizes_after(self.sizes))
+        return replace(self, steps=(*self.steps, step), sizes=step.sizes_after(self.sizes), stored=None)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,10 @@ def average(
     pads = Pads(*(a + b for a, b in zip(pads, activation.pads, strict=True)))
     pool = Pool(node.name, activation.source, "", "sum", kernel, strides, pads)
     pooled_shape(translator, node, translator.builder.tensors[activation.source].shape, pool)
+    if activation.stored_wide is not None:
+        channels = activation.shape.channels
+        each = np.tile(np.eye(channels, dtype=np.int16)[:, :, None, None], (1, 1, *kernel))
+        pool = translator.weighted(node.name, activation, each, strides, pads, channels)
     ones = np.ones(activation.shape.channels, np.float32)
     axes = map_axes(activation.axes) if is_map(activation.axes, activation.shape) else activation.axes
     result = translator.accumulate(node, activation, pool, ones, axes)

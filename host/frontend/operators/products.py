@@ -17,7 +17,7 @@ from sentei.host.frontend.axes import from_model, map_axes, sizes
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator, by_rows_and_columns, resolve_pads
 from sentei.host.frontend.values import Activation, Constant
-from sentei.host.network.ir import Conv, Pads, Shape
+from sentei.host.network.ir import Pads, Shape
 
 
 def conv(translator: Translator, node: Node) -> Activation:
@@ -38,7 +38,7 @@ def conv(translator: Translator, node: Node) -> Activation:
     # A Pad before the convolution counts as part of the map when auto_pad resolves, and is merged afterwards.
     own = resolve_pads(node, activation, levels.shape[2:], strides)
     pads = Pads(*(a + b for a, b in zip(own, activation.pads, strict=True)))
-    op = Conv(node.name, activation.source, "", levels.astype(np.int16), strides, pads, groups=groups)
+    op = translator.weighted(node.name, activation, levels.astype(np.int16), strides, pads, groups)
     result = translator.accumulate(node, activation, op, scale, map_axes(activation.axes))
     bias = translator.array(node, 2, "bias")
     # onnxruntime adds a convolution's bias once, after the sum.
@@ -74,7 +74,7 @@ def fully_connected(translator: Translator, node: Node, transposed: bool) -> Act
             f"({', '.join(map(str, ('N', *sizes(activation.axes, shape))))}) by {levels.shape}: put a Flatten before it"
         )
     kernel = from_model(matrix.reshape(len(matrix), -1), (last,), Shape(*window))
-    op = Conv(node.name, activation.source, "", kernel.astype(np.int16))
+    op = translator.weighted(node.name, activation, kernel.astype(np.int16))
     axes = (*others, (0,))
     bias = translator.array(node, 2, "bias")
     if bias is None:

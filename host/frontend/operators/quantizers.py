@@ -5,6 +5,8 @@ activations end an accumulator.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from qonnx.custom_op.general.intquant import resolve_rounding_mode
@@ -12,7 +14,7 @@ from qonnx.custom_op.general.intquant import resolve_rounding_mode
 from sentei.host.arithmetic.float_chain import Clamp, Operation, Quantizer
 from sentei.host.errors import MissingScale, UnsupportedAttribute, UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.axes import NCHW, NHWC, Axes, regroup, sizes
-from sentei.host.frontend.builder import required
+from sentei.host.frontend.builder import quantized_tensor, required
 from sentei.host.frontend.inputs import preprocessing
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator
@@ -78,12 +80,17 @@ def quantize(translator: Translator, node: Node, source: Value, quantizer: Quant
         )
     if isinstance(source, RawInput):
         return quantize_input(translator, str(node), source, quantizer)
-    refusal = UnsupportedBitWidth(f"{node}: activations must have at most 4 bits, not {quantizer.bits}: quantize to 4")
-    if isinstance(source, Tail):
+    refusal = UnsupportedBitWidth(f"{node}: activations must have at most 8 bits, not {quantizer.bits}: quantize to 4")
+    if isinstance(source, Tail) and source.stored is None:
         return quantized_by_the_host(source, quantizer, mode)
     activation = translator.bare(node, source)
+    if activation.stored_maximum and quantizer.bits > 4:
+        activation = translator.builder.as_plain(activation, str(node))
     tensor = translator.builder.tensors[activation.source]
     levels = np.arange(tensor.low, tensor.high + 1)
+    wide = activation.stored_wide
+    if wide is not None and wide.whole == quantized_tensor(wide.whole.name, wide.whole.shape, quantizer):
+        return activation
     if activation.plain:
         same_values = np.array_equal(quantizer(levels.astype(np.float32) * np.float32(tensor.scale)), levels)
         if same_values and quantizer.scale == np.float32(tensor.scale):
@@ -93,28 +100,21 @@ def quantize(translator: Translator, node: Node, source: Value, quantizer: Quant
         return renamed
     if quantizer.bits > 4:
         tail = Tail(activation, (), sizes(activation.axes, activation.shape), refusal)
-        return quantized_by_the_host(tail, quantizer, mode)
+        if quantizer.bits > 8:
+            return quantized_by_the_host(tail, quantizer, mode)
+        builder = translator.builder
+        stored = cache(lambda: builder.quantize_wide(activation, quantizer, node.outputs[0], node))
+        return replace(quantized_by_the_host(tail, quantizer, mode), stored=stored)
     return translator.builder.quantize(activation, quantizer, node.outputs[0], node)
 
 
 def quantized_by_the_host(tail: Tail, quantizer: Quantizer, mode: str) -> Tail:
     """A Quant node behind which nothing follows that the array computes."""
-    if quantizer.late or quantizer.fraction > 1 or quantizer.rounding is bipolar:
+    if quantizer.fraction > 1 or quantizer.rounding is bipolar:
         raise tail.refusal
-    zero = quantizer.zero_point
-    return tail.then(
-        TailStep(
-            "quantize",
-            {
-                "scale": [float(quantizer.scale)],
-                "zero_point": zero,
-                "low": quantizer.low + zero,
-                "high": quantizer.high + zero,
-                "rounding": mode,
-                "sizes": [1] * len(tail.sizes),
-            },
-        )
-    )
+    limits = {"low": quantizer.low + quantizer.shift, "high": quantizer.high + quantizer.shift}
+    of_all = {"scale": [float(quantizer.scale)], "sizes": [1] * len(tail.sizes)}
+    return tail.then(TailStep("quantize", {**of_all, **limits, "zero_point": quantizer.shift, "rounding": mode}))
 
 
 def quantize_input(translator: Translator, node: str, source: RawInput, quantizer: Quantizer) -> Activation:

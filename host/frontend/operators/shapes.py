@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -76,8 +77,18 @@ def transpose(translator: Translator, node: Node) -> Value:
     if isinstance(value, RawInput):
         return replace(value, elements=value.elements.transpose([axis - 1 for axis in order[1:]]))
     if isinstance(value, Tail):
-        return value.then(TailStep("transpose", {"order": list(order)}))
-    return replace(value, axes=tuple(value.axes[axis - 1] for axis in order[1:]))
+        return moved(value, TailStep("transpose", {"order": list(order)}), lambda stored: transposed(stored, order))
+    return transposed(value, order)
+
+
+def transposed(activation: Activation, order: list[int]) -> Activation:
+    return replace(activation, axes=tuple(activation.axes[axis - 1] for axis in order[1:]))
+
+
+def moved(tail: Tail, step: TailStep, move: Callable[[Activation], Activation]) -> Tail:
+    """A tail whose elements move, whoever computes it."""
+    stored = tail.stored
+    return replace(tail.then(step), stored=stored and (lambda: move(stored())))
 
 
 def reshaped(node: Node, value: Movable, wanted: list[int]) -> Value:
@@ -88,7 +99,7 @@ def reshaped(node: Node, value: Movable, wanted: list[int]) -> Value:
     if isinstance(value, RawInput):
         return replace(value, elements=value.elements.reshape(wanted))
     if isinstance(value, Tail):
-        return value.then(TailStep("reshape", {"sizes": wanted}))
+        return moved(value, TailStep("reshape", {"sizes": wanted}), lambda stored: reshaped(node, stored, wanted))
     axes = regroup(value.axes, value.shape, wanted)
     if axes is None:
         raise UnsupportedAttribute(

@@ -1,0 +1,73 @@
+"""Activations of five to eight bits: two nibbles each, computed one after the other."""
+
+import numpy as np
+import pytest
+from helpers.qonnx_execution import execute
+from helpers.random_networks import QUANT_DOMAIN, ModelWriter, random_images
+
+from sentei.host.errors import UnsupportedBitWidth, UnsupportedOperator
+from sentei.host.frontend.importer import load
+from sentei.host.network import reference
+
+RANDOM = np.random.default_rng(7)
+
+
+class Net(ModelWriter):
+    def weights(self, *shape: int, scale: float = 0.125, bits: int = 4) -> str:
+        limit = 1 << (bits - 1)
+        return self.quant(self.constant(RANDOM.integers(1 - limit, limit, shape) * scale), scale, bits, True)
+
+    def wide(self, source: str, scale: float, bits: int = 8, signed: bool = False, zero: float = 0.0) -> str:
+        parameters = (self.constant(scale), self.constant(zero), self.constant(float(bits)))
+        return self.node("Quant", source, *parameters, domain=QUANT_DOMAIN, signed=int(signed), narrow=0)
+
+
+def model(net: Net, bits: int, signed: bool, scale: float = 2.0**-4, grow: float = 2.0):
+    """Convolutions, a residual, an average, a matrix product, all of such activations."""
+    picture = net.quant("input", 2.0**-7, 8, True)
+    zero = 0.0 if signed else 3.0
+    first = net.wide(net.node("Conv", picture, net.weights(4, 3, 3, 3), pads=[1] * 4), scale, bits, signed, zero)
+    second = net.node("Conv", first, net.weights(4, 4, 3, 3), pads=[1] * 4)
+    second = net.node("Mul", second, net.constant(RANDOM.choice([-0.5, 0.5, 1.0], (4, 1, 1))))
+    total = net.wide(net.node("Add", second, first), grow * scale, bits, signed)
+    pooled = net.wide(net.node("AveragePool", total, kernel_shape=[2, 2], strides=[2, 2]), grow * grow * scale / 2, bits, signed)
+    depthwise = net.node("Conv", pooled, net.weights(4, 1, 3, 3), group=4, pads=[1] * 4)
+    mixed = net.quant(net.node("Relu", depthwise), 0.5, 4, False)
+    joined = net.wide(net.node("Add", mixed, pooled), 0.25, bits, signed)
+    flat = net.node("Flatten", joined)
+    return net.model((2, 3, 6, 8), net.node("MatMul", flat, net.weights(48, 5)), 2)
+
+
+@pytest.mark.parametrize("bits", [5, 6, 8])
+@pytest.mark.parametrize("signed", [False, True])
+def test_wide_activations_are_exact(bits, signed):
+    net = Net()
+    network = load(model(net, bits, signed))
+    for seed in range(3):
+        images = random_images(seed, network, 2)
+        expected = execute(net.model((2, 3, 6, 8), net.nodes[-1].output[0], 2), network, images)
+        assert np.array_equal(reference.predict(network, images), expected)
+    assert not network.doubts
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_wide_activations_of_scales_on_no_grid(seed):
+    """Sums that are decided otherwise are named, and few; so outputs are near."""
+    net = Net()
+    made = model(net, 8, bool(seed % 2), 0.0613 + seed / 100, 1.713)
+    network = load(made)
+    images = random_images(seed, network, 2)
+    expected, found = execute(made, network, images), reference.predict(network, images)
+    assert np.isclose(found, expected, rtol=0.02, atol=0.02 * np.abs(expected).max()).all()
+
+
+def test_what_wide_activations_cannot_do_is_named():
+    net = Net()
+    picture = net.quant("input", 2.0**-7, 8, True)
+    pooled = net.node("MaxPool", net.node("Conv", picture, net.weights(4, 3, 3, 3)), kernel_shape=[2, 2])
+    name = net.node("Conv", net.wide(pooled, 0.1), net.weights(4, 4, 1, 1))
+    with pytest.raises(UnsupportedOperator, match="has more than 4 bits behind a MaxPool: quantize to 4 before that"):
+        load(net.model((2, 3, 6, 8), name, 4))
+    wider = net.wide(net.node("Conv", picture, net.weights(4, 3, 3, 3)), 0.01, 9)
+    with pytest.raises(UnsupportedBitWidth, match="activations must have at most 8 bits, not 9"):
+        load(net.model((2, 3, 6, 8), net.node("Conv", wider, net.weights(4, 4, 1, 1)), 4))
