@@ -115,7 +115,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "PRelu": Operator("as LeakyRelu, with slopes of 0 or more", OLD),
     "QuantizeLinear": Operator(
-        "to 4 bits or fewer (by a Clip, or int4 and uint4) with one scale; the input to 8",
+        "to 8 bits or fewer, with one scale",
         {"axis": ANY, "block_size": "0", "saturate": UNUSED, "output_dtype": UNUSED, "precision": UNUSED},
     ),
     "ReduceMean": Operator(
@@ -170,8 +170,8 @@ QUANTIZERS: dict[str, Operator] = {
         {"out_scale": -1.0},
     ),
     "Quant": Operator(
-        "of the input (1 to 8 bits), of weights (1 to 8), of activations (1 to 4, one scale); whole zero points within "
-        "the range; behind the last layer of any width, on the host",
+        "of the input, of weights and of activations (one scale), 1 to 8 bits; whole zero points within the range; "
+        "behind the last layer of any width, on the host",
         {"signed": ANY, "narrow": ANY, "rounding_mode": "any that qonnx executes, and ROUND_TO_ZERO"},
         {"rounding_mode": "STOCHASTIC"},
     ),
@@ -185,7 +185,7 @@ ELSEWHERE: dict[str, str] = {
     "ConvTranspose": "use Resize and Conv",
     "HardSwish, Gelu, Elu": "use Relu, Clip or LeakyRelu",
     "Sigmoid, Tanh, Softmax between layers": "their input is no integer again without a Quant node behind them",
-    "activations of 5 to 8 bits between layers": "the array's activations have 4",
+    "activations of more than 8 bits between layers; MaxPool of more than 4": "quantize to 8 or 4",
     "several inputs or outputs": "one of each",
     "FINN's hardware layers (finn.custom_op.fpgadataflow)": "give the model as it was before FINN made them",
 }

@@ -241,9 +241,9 @@ BAD_MODELS = {
         r"MaxPool_\d+.*dilations",
     ),
     "activation-bits": (
-        lambda w, x: conv(w, quantized(w, conv(w, x), bits=6), inputs=3),
+        lambda w, x: conv(w, quantized(w, conv(w, x), bits=10), inputs=3),
         UnsupportedBitWidth,
-        r"Quant_\d+.* not 6",
+        r"Quant_\d+.* not 10",
     ),
     "weight-bits": (lambda w, x: quantized(w, conv(w, x, bits=9)), UnsupportedBitWidth, r"Conv_\d+.* not 9"),
     "activation-scale": (

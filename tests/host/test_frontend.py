@@ -393,8 +393,8 @@ def test_training_modes_are_refused():
 
 def test_bit_widths_are_named():
     net = Net()
-    wide = net.conv(net.quant(net.conv(), bits=8), (3, 3, 1, 1))
-    refused(UnsupportedBitWidth, net, wide, "activations must have at most 4 bits, not 8")
+    wide = net.conv(net.quant(net.conv(), bits=9), (3, 3, 1, 1))
+    refused(UnsupportedBitWidth, net, wide, "activations must have at most 8 bits, not 9")
     refused(UnsupportedBitWidth, net, net.conv(bits=9), "weights must have at most 8 signed bits, not 9")
     unsigned = net.writer.quant(net.constant(np.full((1, 2, 1, 1), 200.0)), 1.0, 8, False)
     refused(UnsupportedBitWidth, net, net.node("Conv", net.input, unsigned), "not 8 unsigned")

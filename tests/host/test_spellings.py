@@ -276,11 +276,39 @@ def test_a_model_may_take_integers(kind):
 
 def test_wide_quantize_linear_is_refused_by_its_bits():
     net = Net()
-    scale, point = net.constant(0.25), net.constant(0, np.uint8)
+    scale, point = net.constant(0.25), net.constant(0, np.uint16)
     levels = net.node("QuantizeLinear", net.node("Conv", net.quant4("input"), net.weights(6, 3, 3, 3)), scale, point)
     hidden = net.node("Conv", net.node("DequantizeLinear", levels, scale, point), net.weights(4, 6, 1, 1))
-    with pytest.raises(UnsupportedBitWidth, match="activations must have at most 4 bits, not 8: quantize to 4"):
+    with pytest.raises(UnsupportedBitWidth, match="activations must have at most 8 bits, not 16: quantize to 4"):
         load(net.model((2, 3, 6, 6), hidden, 4))
+
+
+def test_quantize_linear_of_eight_bits_throughout():
+    """As PyTorch, onnxruntime and TensorFlow quantize: every tensor 8 bits, biases of 32."""
+    net = Net()
+
+    def through(source: str, scale: float, dtype: type, zero: int) -> str:
+        parameters = (net.constant(scale), net.constant(zero, dtype))
+        return net.node("DequantizeLinear", net.node("QuantizeLinear", source, *parameters), *parameters)
+
+    def conv(source: str, outputs: int, inputs: int, **more) -> str:
+        weights = net.constant(RANDOM.integers(-127, 128, (outputs, inputs, 3, 3)), np.int8)
+        weights = net.node("DequantizeLinear", weights, net.constant(2.0**-8), net.constant(0, np.int8))
+        bias = net.node(
+            "DequantizeLinear", net.constant(RANDOM.integers(-9, 9, outputs), np.int32), net.constant(0.125)
+        )
+        return net.node("Conv", source, weights, bias, pads=[1] * 4, **more)
+
+    picture = through("input", 2.0**-7, np.int8, 5)
+    first = through(net.node("Relu", conv(picture, 4, 3)), 2.0**-4, np.uint8, 0)
+    second = through(conv(first, 4, 4), 2.0**-3, np.int8, -30)
+    total = through(net.node("Relu", net.node("Add", first, second)), 2.0**-3, np.uint8, 0)
+    pooled = through(net.node("GlobalAveragePool", total), 2.0**-4, np.uint8, 0)
+    weights = net.constant(RANDOM.integers(-127, 128, (4, 5)), np.int8)
+    weights = net.node("DequantizeLinear", weights, net.constant(2.0**-7), net.constant(0, np.int8))
+    flat = net.node("Reshape", pooled, net.constant([2, 4], np.int64))
+    output = through(net.node("Gemm", flat, weights), 2.0**-3, np.int8, 7)
+    assert not assert_equal(net.model((2, 3, 4, 4), output, 2)).doubts
 
 
 @pytest.mark.parametrize("output", [(1.0, 0.0), (1.0, -8.0), (2.0, -1.0), (0.5, 0.0)])
