@@ -199,7 +199,7 @@ def whole_factors(place: str, ratios: list[Fraction | None], ranges: list[np.nda
 
 
 def small_fraction(ratio: Fraction, room: int, reach: int) -> Fraction:
-    """The simplest fraction that is near enough for a sum of that reach, or the nearest with a denominator in `room`."""
+    """The simplest fraction near enough for a sum of that reach, or the nearest with a denominator up to `room`."""
     largest = 1
     while largest < room:
         found = ratio.limit_denominator(largest)
