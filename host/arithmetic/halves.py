@@ -75,12 +75,12 @@ def low_nibble(
     chain: Chain,
     whole: Quantizer,
     limits: tuple[np.ndarray, np.ndarray],
-    base: int,
+    bases: np.ndarray,
     factors: np.ndarray,
 ) -> tuple[list[Piece], Doubt | None]:
-    """The low nibble of levels that rise with the accumulator, for sums base * accumulator + factors[c] * high; and for
-    how many accumulators the array or float32 may decide otherwise. `limits` are the accumulator's."""
-    low, high = limits
+    """The low nibble of levels that rise with the accumulator, for sums bases[c] * accumulator + factors[c] * high; and
+    for how many accumulators the array or float32 may decide otherwise. `limits` are the accumulator's."""
+    (low, high), base = limits, bases[:, None]
     none, rises = np.zeros(1, np.int64), np.zeros(len(low), bool)
     upper = nibbles(whole)[0]
     counts = reaching_as_meant(chain, upper, low, high, none, rises)[:, :, 0]  # where each high nibble begins

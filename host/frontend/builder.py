@@ -242,8 +242,11 @@ class Builder:
     def quantize_wide(self, activation: Activation, quantizer: Quantizer, name: str, node: Node) -> Activation:
         """Emit what `activation` waits for, requantized to two nibbles; the sum of both."""
         place = str(node)
-        if activation.maximum is not None:
-            raise UnsupportedOperator(f"{node}: has more than 4 bits behind a MaxPool: quantize to 4 before that")
+        if (maximum := activation.maximum) is not None:
+            self.require_rising(activation, maximum, node)
+            before = tidy(map_axes(activation.axes), self.extent_of(self.operator_of(activation, place)))
+            whole = self.quantize_wide(replace(activation, maximum=None, axes=before), quantizer, name, node)
+            return self.wide_maximum(whole, maximum, node)
         if isinstance(activation.op, Pool) and activation.op.kind == "max":
             stored = self.as_plain(replace(activation, chain=Chain(activation.chain.start)), place)
             activation = stored.then(*activation.chain.operations)
@@ -265,8 +268,8 @@ class Builder:
         first = self.in_pieces(replace(op, name=self.op_name(f"{op.name} high")), pieces, of_high, doubt)
         high = quantized_tensor(self.free_name(f"{name} high", set(self.tensors)), shape, of_high)
         self.emit(first, high)
-        rest, base, factors = remainder(place, op, high.name, quantizer, chain, limits)
-        pieces, doubt = low_nibble(op.name, chain, quantizer, limits, base, factors)
+        rest, bases, factors = remainder(place, op, high.name, quantizer, chain, limits)
+        pieces, doubt = low_nibble(op.name, chain, quantizer, limits, bases, factors)
         if doubt and self.strict:
             raise InexactModel(
                 f"{place}: float32 rounding can decide {doubt.sums} sums otherwise: use scales on one grid"
@@ -274,13 +277,49 @@ class Builder:
         second = self.in_pieces(replace(rest, name=self.op_name(f"{op.name} low")), pieces, of_low, doubt)
         low = quantized_tensor(self.free_name(f"{name} low", set(self.tensors)), shape, of_low)
         self.emit(second, low)
-        whole = quantized_tensor(name, shape, quantizer)
+        wide = Wide(quantized_tensor(name, shape, quantizer), high.name, low.name)
+        return self.sum_of_nibbles(wide, op.name, place, activation.axes)
+
+    def sum_of_nibbles(self, wide: Wide, name: str, label: str, axes: Axes) -> Activation:
+        """The activation of a tensor of two nibbles."""
+        shape = wide.whole.shape
         pixels = np.eye(shape.channels, dtype=np.int64)[:, :, None, None]
-        addends = (Term(low.name, pixels, groups=shape.channels),)
-        total = Conv(op.name, high.name, "", NIBBLE * pixels, addends=addends, groups=shape.channels)
-        start = Chain(start_of_tensor(whole.scale, shape.channels))
-        wide = Wide(whole, high.name, low.name)
-        return Activation(high.name, shape, start, place, total, activation.axes, wide=wide)
+        addends = (Term(wide.low, pixels, groups=shape.channels),)
+        total = Conv(name, wide.high, "", NIBBLE * pixels, addends=addends, groups=shape.channels)
+        start = Chain(start_of_tensor(wide.whole.scale, shape.channels))
+        return Activation(wide.high, shape, start, label, total, tidy(axes, shape), wide=wide)
+
+    def wide_maximum(self, activation: Activation, pool: Pool, node: Node) -> Activation:
+        """The maximum of a tensor of two nibbles: that of the high ones; and of the low ones where the high one is the
+        maximum."""
+        wide = required(activation.stored_wide, "the tensor")
+        high, low = self.tensors[wide.high], self.tensors[wide.low]
+        extent = self.extent(pool, high.shape)
+        sides = zip(pool.kernel, pool.stride, extent[1:], high.shape[1:], strict=True)
+        if any(pool.pads) or any(
+            window * count != size or (count > 1 and window != step) for window, step, count, size in sides
+        ):
+            raise UnsupportedOperator(
+                f"{node}: a MaxPool of more than 4 bits must cut the map into windows side by side, not {pool.kernel} "
+                f"at strides {pool.stride} of {tuple(high.shape)}: quantize to 4"
+            )
+
+        def stored(op: Conv | Pool, name: str, like: Tensor, shape: Shape) -> str:
+            tensor = replace(like, name=self.free_name(name, set(self.tensors)), shape=shape)
+            self.emit(replace(op, name=self.op_name(name), requantize=identity(like)), tensor)
+            return tensor.name
+
+        highest = stored(replace(pool, input=high.name), f"{pool.name} high", high, extent)
+        everywhere = Pool(pool.name, highest, "", "sum", (1, 1), zoom=pool.kernel)
+        everywhere_name = stored(everywhere, f"{pool.name} high everywhere", high, high.shape)
+        channels = high.shape.channels
+        pixels = np.eye(channels, dtype=np.int64)[:, :, None, None]
+        addends = (Term(low.name, pixels, groups=channels), Term(everywhere_name, -NIBBLE * pixels, groups=channels))
+        rest = Conv(pool.name, high.name, "", NIBBLE * pixels, addends=addends, groups=channels)
+        rest_name = stored(rest, f"{pool.name} rest", low, low.shape)
+        lowest = stored(replace(pool, input=rest_name), f"{pool.name} low", low, extent)
+        whole = replace(wide.whole, name=f"{wide.whole.name} after {pool.name}", shape=extent)
+        return self.sum_of_nibbles(Wide(whole, highest, lowest), pool.name, str(node), map_axes(activation.axes))
 
     def rising(self, op: Conv | Pool, activation: Activation) -> Conv | Pool:
         """The operator with the sign of each channel's sum such that the model's number rises with it."""

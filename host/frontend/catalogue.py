@@ -185,7 +185,8 @@ ELSEWHERE: dict[str, str] = {
     "ConvTranspose": "use Resize and Conv",
     "HardSwish, Gelu, Elu": "use Relu, Clip or LeakyRelu",
     "Sigmoid, Tanh, Softmax between layers": "their input is no integer again without a Quant node behind them",
-    "activations of more than 8 bits between layers; MaxPool of more than 4": "quantize to 8 or 4",
+    "activations of more than 8 bits between layers": "quantize to 8 or 4",
+    "MaxPool of more than 4 bits whose windows overlap": "quantize to 4 before it",
     "several inputs or outputs": "one of each",
     "FINN's hardware layers (finn.custom_op.fpgadataflow)": "give the model as it was before FINN made them",
 }

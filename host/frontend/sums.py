@@ -34,6 +34,7 @@ from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pool, Shape, Tensor,
 
 DIGIT = 16
 ROOM = ACCUMULATOR_LIMIT // 2  # that factors make use of: thresholds anywhere within are in the search's reach
+MOST_BASE = 256  # of what is left behind a high nibble
 NEAR_ENOUGH = 1 / 16  # likewise: no larger numbers are looked for
 LARGEST_ERROR = 0.25  # of a sum, in units of the heavier side's
 
@@ -106,35 +107,31 @@ def with_room(activation: Activation, tensors: dict[str, Tensor]) -> tuple[Conv,
 
 def remainder(
     place: str, op: Conv | Pool, high: str, quantizer: Quantizer, chain: Chain, limits: tuple[np.ndarray, np.ndarray]
-) -> tuple[Conv, int, np.ndarray]:
-    """The operator whose sum is what is left behind the high nibble: (operator, base, factors (C,)), such that its sum
-    is base * l + factors * high. The base is the largest power of 16 that the accumulator has room for."""
-    one = worth(chain)
-    steps = np.where(one == 0, 0, DIGIT * float(quantizer.scale) / np.where(one == 0, 1, one))
+) -> tuple[Conv, np.ndarray, np.ndarray]:
+    """The operator whose sum is what is left behind the high nibble: (operator, bases (C,), factors (C,)), such that
+    its sum is base * l + factor * high, as nearly in the ratio of their worths as the accumulator has room for."""
+    one, most = worth(chain), DIGIT - 1
     reach = np.abs(limits).max(0)
-    most = DIGIT - 1
-
-    def factors(base: int) -> np.ndarray:
+    bases, factors = [], []
+    for each, limit in zip(one, reach, strict=True):
         # Where 16 levels are worth more than all sums, the high nibble hardly changes.
-        return -np.round(np.minimum(steps, 2.0 * reach + 1) * base).astype(np.int64)
-
-    def room(base: int, limit: int) -> bool:
-        return bool((base * reach + np.abs(factors(base)) * most < limit).all())
-
-    base = 1
-    while room(base * DIGIT, ROOM):
-        base *= DIGIT
-    if not room(base, ACCUMULATOR_LIMIT):
-        raise UnsupportedBitWidth(
-            f"{place}: its sums reach {reach.max()}, too much for more than 4 bits behind them: use fewer bits"
-        )
-    side = Activation(op.input, Shape(len(reach), 1, 1), chain, place, op)
-    terms = terms_of(side)
-    main, *addends = (replace(term, weights=term.weights.astype(np.int64) * base) for term in terms)
-    whole = factors(base)
-    addends.append(Term(high, np.diag(whole)[:, :, None, None], groups=len(whole)))
+        steps = min(DIGIT * float(quantizer.scale) / each if each else 0.0, 2.0 * limit + 1)
+        room = int(ROOM / max(1.0, limit + most * steps))
+        nearest = Fraction(steps).limit_denominator(min(max(room, 1), MOST_BASE))
+        if nearest.denominator * limit + most * nearest.numerator >= ACCUMULATOR_LIMIT:
+            raise UnsupportedBitWidth(
+                f"{place}: its sums reach {limit}, too much for more than 4 bits behind them: use fewer bits"
+            )
+        bases.append(nearest.denominator)
+        factors.append(-nearest.numerator)
+    base, factor = np.array(bases), np.array(factors)
+    terms = terms_of(Activation(op.input, Shape(len(reach), 1, 1), chain, place, op))
+    main, *addends = (
+        replace(term, weights=term.weights.astype(np.int64) * base[:, None, None, None]) for term in terms
+    )
+    addends.append(Term(high, np.diag(factor)[:, :, None, None], groups=len(factor)))
     left = Conv(op.name, main.input, "", main.weights, main.stride, main.pads, groups=main.groups)
-    return replace(left, addends=tuple(addends)), base, whole
+    return replace(left, addends=tuple(addends)), base, factor
 
 
 def straight(place: str, side: Activation) -> Activation:

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from helpers.tiers import hardware
 from litex.soc.interconnect.axi import AXIInterface
 from migen import Module, run_simulation
 
@@ -238,6 +239,7 @@ def test_reader_delivers_the_words_in_order_whatever_the_stalls_and_aborts(bus_b
     assert len(done) == 30
 
 
+@hardware
 @pytest.mark.parametrize("bus_bits", [32, 64, 128])
 def test_writer_writes_the_words_and_nothing_else_whatever_the_stalls_and_aborts(bus_bits):
     seed = bus_bits

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, note, settings
 from sentei.host.errors import InexactModel
 from sentei.host.frontend.importer import load
 
-BY_DAY, BY_NIGHT = 100, 500
+BY_DAY, BY_NIGHT = 30, 500
 
 
 def assert_explained(model, seed: int) -> None:

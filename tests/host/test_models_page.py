@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers.random_networks import QUANT_DOMAIN, ModelWriter
+from helpers.tiers import hardware
 from onnx import TensorProto
 from qonnx.custom_op.registry import getCustomOp
 
@@ -84,6 +85,7 @@ def test_what_the_catalogue_says_is_refused_is_refused(name, attribute, value):
     assert f"{name} '" in str(caught.value)
 
 
+@hardware
 @pytest.mark.parametrize(("title", "code"), EXAMPLES, ids=[title for title, _ in EXAMPLES])
 def test_a_worked_example_works(tmp_path, monkeypatch, title, code):
     if "import torch" in code:

@@ -14,7 +14,7 @@ from sentei.host.frontend.operators import quantizers
 from sentei.overlay.errors import SenteiError
 from sentei.overlay.geometry import PRESETS
 
-MUTATED = (200, 2000)
+MUTATED = (100, 2000)
 OPERATORS = [*HANDLERS, *quantizers.HANDLERS, "Concat", "Sqrt", "NoSuchOperator"]
 
 

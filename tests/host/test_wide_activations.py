@@ -62,12 +62,31 @@ def test_wide_activations_of_scales_on_no_grid(seed):
     assert np.isclose(found, expected, rtol=0.02, atol=0.02 * np.abs(expected).max()).all()
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+def test_maxima_of_wide_activations(late, signed):
+    net = Net()
+    conv = net.node("Conv", net.quant("input", 2.0**-7, 8, True), net.weights(4, 3, 3, 3), pads=[1] * 4)
+    if late:
+        name = net.wide(net.node("MaxPool", conv, kernel_shape=[2, 2], strides=[2, 2]), 2.0**-4, 8, signed)
+    else:
+        name = net.node("MaxPool", net.wide(conv, 2.0**-4, 8, signed), kernel_shape=[2, 2], strides=[2, 2])
+    name = net.node("GlobalMaxPool", net.wide(net.node("Conv", name, net.weights(5, 4, 1, 1)), 2.0**-3, 7, signed))
+    made = net.model((2, 3, 6, 8), net.node("Conv", name, net.weights(3, 5, 1, 1)), 4)
+    network = load(made)
+    images = random_images(1, network, 2)
+    assert not network.doubts
+    assert np.array_equal(execute(made, network, images), reference.predict(network, images))
+
+
 def test_what_wide_activations_cannot_do_is_named():
     net = Net()
     picture = net.quant("input", 2.0**-7, 8, True)
     pooled = net.node("MaxPool", net.node("Conv", picture, net.weights(4, 3, 3, 3)), kernel_shape=[2, 2])
     name = net.node("Conv", net.wide(pooled, 0.1), net.weights(4, 4, 1, 1))
-    with pytest.raises(UnsupportedOperator, match="has more than 4 bits behind a MaxPool: quantize to 4 before that"):
+    with pytest.raises(
+        UnsupportedOperator, match="a MaxPool of more than 4 bits must cut the map into windows side by"
+    ):
         load(net.model((2, 3, 6, 8), name, 4))
     wider = net.wide(net.node("Conv", picture, net.weights(4, 3, 3, 3)), 0.01, 9)
     with pytest.raises(UnsupportedBitWidth, match="activations must have at most 8 bits, not 9"):

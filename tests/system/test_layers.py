@@ -19,8 +19,8 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.registers import PROFILE_CAUSES
 
-LAYERS = {"8x8": (40, 2000), "16x16": (30, 2000), "32x32": (30, 2000), "odd": (25, 1000), "narrow": (25, 1000)}
-LAYERS["paged"] = (25, 1000)
+LAYERS = {"8x8": (35, 2000), "16x16": (25, 2000), "32x32": (25, 2000), "odd": (20, 1000), "narrow": (20, 1000)}
+LAYERS["paged"] = (20, 1000)
 
 
 @pytest.fixture(scope="module")

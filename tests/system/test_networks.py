@@ -18,7 +18,7 @@ from helpers.fitting_networks import LIMIT_CYCLES, fitting_network, layered_mode
 from helpers.geometries import NETWORK_GEOMETRIES, SMALL_STREAMS
 from helpers.qonnx_execution import execute
 from helpers.random_networks import ModelWriter, random_images, random_model
-from helpers.tiers import campaign, seeds
+from helpers.tiers import campaign, hardware, seeds
 
 from sentei.driver import SenteiOverlay
 from sentei.gateware.technologies.technology import PACKED, PORTABLE
@@ -31,7 +31,7 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Memory, Opcode
 
-NETWORKS = {"8x8": (50, 2000), "portable": (10, 400), "32x32": (10, 400)}
+NETWORKS = {"8x8": (40, 2000), "portable": (10, 400), "32x32": (10, 400)}
 STREAMED = (12, 300)  # of each kind
 BATCHED = (16, 500)
 
@@ -185,6 +185,7 @@ def test_weights_that_do_not_fit_on_chip_are_loaded_for_each_picture(overlays, m
         np.testing.assert_array_equal(output, expected[number], err_msg=f"{text}: picture {number} of a stream")
 
 
+@hardware
 def test_runs_of_both_places_are_mixed(monkeypatch):
     """Among the networks above runs that stay on chip stand before, between and behind streamed ones, and some follow
     a streamed run at once."""

@@ -49,6 +49,6 @@ def test_a_published_network(zoo, name):
     assert program.meaning == REPORT[name]["meaning"]
     expected, found = zoo.outputs_of_both(path, network, zoo.pictures(network, 1 if name in LARGE else 4, 5))
     if program.doubts:
-        assert np.isclose(found, expected, rtol=1e-4, atol=1e-4).mean() > 0.99
+        assert np.abs(found - expected).max() <= max(1e-4, 4 * REPORT[name]["largest_difference"])
     else:
         assert np.array_equal(found, expected)

@@ -40,6 +40,8 @@ def maximum(
         raise UnsupportedAttribute(f"{node}: pads must be smaller than the window {tuple(kernel)}, not {list(pads)}")
     pool = Pool(node.name, activation.source, "", "max", kernel, strides, pads)
     shape = pooled_shape(translator, node, activation.shape, pool)
+    if activation.stored_wide is not None:
+        return translator.builder.wide_maximum(activation, pool, node)
     if translator.may_be_residual(activation) and all(
         operation.rises().all() for operation in activation.chain.operations
     ):
