@@ -9,15 +9,17 @@ from the remainder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Divide, Quantizer, Scale
 from sentei.host.arithmetic.real_thresholds import reaching_as_meant
-from sentei.host.arithmetic.thresholds import LEVELS, Piece, in_pieces, reached_by, reaching_in_float
-from sentei.host.network.lines import FREE
+from sentei.host.arithmetic.thresholds import LEVELS, NUMBERS, Piece, between, reached_by, reaching_in_float
+from sentei.host.network.ir import residual_codes
+from sentei.host.network.lines import FINE, FREE
+from sentei.overlay.instructions import NO_RESIDUAL
 from sentei.overlay.program import Doubt
 
 NIBBLE = 16
@@ -99,10 +101,9 @@ def low_nibble(
         sides = [reaching_in_float(chain, window, low, high, none, rises, side)[:, :, 0] for side in (-1, 1)]
         first, last = np.minimum(np.minimum(*sides), meant), np.maximum(np.maximum(*sides), meant)
         doubtful += (np.clip(last, begin, end) - np.clip(first, begin, end)).sum(1)
-    crossed = least > most
-    middle = (least + most) // 2
-    least, most = np.where(crossed, middle, least), np.where(crossed, middle, most)
-    pieces = in_pieces(least[:, :, None], most[:, :, None], rises)
+    spec, exists = between(least[:, :, None], most[:, :, None], rises, residual_codes(None))
+    thresholds = np.where(exists[:, None], spec.thresholds, nearest_line(least, most, spec.low))
+    pieces = [Piece(0, LEVELS, replace(spec, thresholds=thresholds))]
     thresholds = reached_by(pieces)
     for begin, end, meant, added in windows:
         found = np.clip(-((added - thresholds) // base), begin, end)  # rounded up
@@ -110,3 +111,19 @@ def low_nibble(
     if not doubtful.any():
         return pieces, None
     return pieces, Doubt(op, int(doubtful.sum()), int((doubtful > 0).sum()))
+
+
+def nearest_line(least: np.ndarray, most: np.ndarray, lowest: np.ndarray) -> np.ndarray:
+    """int64 (C, 31): thresholds on the line nearest to the middles of what bounds them, `least` and `most` (C, 15),
+    which may contradict one another."""
+    known = (least > -FREE) & (most < FREE)
+    middles = np.where(known, (least + most) / 2, 0.0)
+    count = np.maximum(known.sum(1), 1)
+    levels = np.where(known, np.arange(1, LEVELS + 1), 0)
+    centre, level = middles.sum(1) / count, levels.sum(1) / count
+    away = np.where(known, levels - level[:, None], 0.0)
+    spread = np.maximum((away**2).sum(1), 1e-9)
+    slope = np.maximum((away * (middles - centre[:, None])).sum(1) / spread, 0)
+    rise, start = np.round(slope * FINE).astype(np.int64), np.round((centre - slope * level) * FINE).astype(np.int64)
+    numbers = NUMBERS[None, :] + (lowest - NO_RESIDUAL)[:, None]  # the level that each decides about
+    return -((-(start[:, None] + rise[:, None] * numbers)) // FINE)
