@@ -13,14 +13,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sentei.host.frontend.builder import Builder
-from sentei.host.frontend.importer import walk
-from sentei.host.frontend.model_file import read_file, read_graph
+from sentei.host.frontend.importer import read, walk
+from sentei.host.frontend.model_file import read_file
 
 
 def without_ties(path: Path, input: str | None = None) -> tuple[onnx.ModelProto, dict[str, float]]:
     """The moved model, and how far at most the numbers in front of each Quant node, named by its output, were moved."""
     builder = Builder(avoid_ties=True)
-    walk(read_graph(path), builder, input)
+    walk(read(path), builder, input)
     model = read_file(path)
     for index, node in reversed([*enumerate(model.graph.node)]):
         if not node.output or node.output[0] not in builder.moved:

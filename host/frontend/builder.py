@@ -200,7 +200,7 @@ class Builder:
             if residual is None or not (doubt and doubt.ties):
                 return self.in_pieces(op, pieces, quantizer, doubt)
         try:
-            joined, base, factors = with_room(activation, self.tensors)
+            joined, base, factors = with_room(self.without_maximum(place, activation), self.tensors)
         except UnsupportedOperator:
             raise refusal from None
         limits = self.reach(op)
@@ -247,9 +247,7 @@ class Builder:
             before = tidy(map_axes(activation.axes), self.extent_of(self.operator_of(activation, place)))
             whole = self.quantize_wide(replace(activation, maximum=None, axes=before), quantizer, name, node)
             return self.wide_maximum(whole, maximum, node)
-        if isinstance(activation.op, Pool) and activation.op.kind == "max":
-            stored = self.as_plain(replace(activation, chain=Chain(activation.chain.start)), place)
-            activation = stored.then(*activation.chain.operations)
+        activation = self.without_maximum(place, activation)
         if activation.chain.residual is not None:
             activation = absorbed(place, activation, self.tensors)
         if any(isinstance(operation, Leak) for operation in activation.chain.operations):
@@ -320,6 +318,17 @@ class Builder:
         lowest = stored(replace(pool, input=rest_name), f"{pool.name} low", low, extent)
         whole = replace(wide.whole, name=f"{wide.whole.name} after {pool.name}", shape=extent)
         return self.sum_of_nibbles(Wide(whole, highest, lowest), pool.name, str(node), map_axes(activation.axes))
+
+    def without_maximum(self, place: str, activation: Activation) -> Activation:
+        """The activation as a sum: a maximum of a tensor is emitted, and read."""
+        if not isinstance(activation.op, Pool) or activation.op.kind != "max":
+            return activation
+        stored = self.as_plain(replace(activation, chain=Chain(activation.chain.start)), place)
+        return replace(stored.then(*activation.chain.operations), label=activation.label)
+
+    def absorb(self, place: str, activation: Activation) -> Activation:
+        """The activation with what its chain adds as a term of its sum."""
+        return absorbed(place, self.without_maximum(place, activation), self.tensors)
 
     def rising(self, op: Conv | Pool, activation: Activation) -> Conv | Pool:
         """The operator with the sign of each channel's sum such that the model's number rises with it."""

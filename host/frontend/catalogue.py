@@ -188,5 +188,6 @@ ELSEWHERE: dict[str, str] = {
     "activations of more than 8 bits between layers": "quantize to 8 or 4",
     "MaxPool of more than 4 bits whose windows overlap": "quantize to 4 before it",
     "several inputs or outputs": "one of each",
-    "FINN's hardware layers (finn.custom_op.fpgadataflow)": "give the model as it was before FINN made them",
+    "FINN's hardware layers but for MatrixVectorActivation, VectorVectorActivation, their windows, paddings, pools, "
+    "thresholds and streams": "give the model as it was before FINN made them",
 }

@@ -12,6 +12,7 @@ onnxruntime call, so nothing is fused and each elementwise operation rounds once
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import onnx
 from sentei.host.arithmetic.float_chain import Quantizer
 from sentei.host.errors import MissingScale, ModelFileError, SenteiError, UnsupportedAttribute
 from sentei.host.frontend.builder import Builder
+from sentei.host.frontend.finn import expand
 from sentei.host.frontend.inputs import InputType, input_type
 from sentei.host.frontend.model_file import Graph, read_graph
 from sentei.host.frontend.operators import (
@@ -50,7 +52,14 @@ def load(source: str | Path | onnx.ModelProto, strict: bool = False, input: str 
     may decide otherwise, `Network.doubts` says so; `strict` refuses such a model (`InexactModel`). `input` says which
     integers the model's input holds if the model does not: "uint8", or "int8:1/128" with what one step means.
     """
-    return walk(read_graph(source), Builder(strict=strict), input)
+    return walk(read(source), Builder(strict=strict), input)
+
+
+def read(source: str | Path | onnx.ModelProto) -> Graph:
+    """The graph of a file, in ONNX's and QONNX's operators."""
+    graph = read_graph(source)
+    constants = dict(graph.constants)
+    return replace(graph, nodes=tuple(expand([*graph.nodes], constants)), constants=constants)
 
 
 def walk(graph: Graph, builder: Builder, input: str | None) -> Network:

@@ -15,7 +15,6 @@ from sentei.host.errors import InexactModel, UnsupportedModel, UnsupportedOperat
 from sentei.host.frontend.axes import FLAT, NCHW, Axes, order, sizes, tidy
 from sentei.host.frontend.builder import Builder
 from sentei.host.frontend.model_file import Graph
-from sentei.host.frontend.sums import absorbed
 from sentei.host.frontend.values import Activation, Joined, Tail, Value
 from sentei.host.network.ir import InputOrder, Network, Shape, accumulator_range
 from sentei.overlay.program import Doubt
@@ -38,7 +37,7 @@ def finish(builder: Builder, graph: Graph, output: Value) -> Network:
             f"{place}: the network ends in a MaxPool of unquantized values: end it with a Quant node of at most 4 bits"
         )
     if activation.chain.residual is not None:
-        activation = absorbed(place, activation, builder.tensors)
+        activation = builder.absorb(place, activation)
     if any(activation.pads):
         raise UnsupportedOperator(f"{place}: the network ends in a Pad: remove it")
     rounded = not activation.chain.known or not fits_float32(activation.chain.start.unit)

@@ -76,11 +76,6 @@ class Translator:
             result = self.handlers[node.op_type](self, node)
         else:
             of_domain = "" if standard else f" of domain {node.domain!r}"
-            if node.domain.startswith("finn.custom_op.fpgadataflow"):
-                raise UnsupportedOperator(
-                    f"{node}: operator {node.op_type} is hardware of FINN's: give the model as it was before FINN made "
-                    "hardware of it (before convert_to_hw_layers, or the QONNX file)"
-                )
             raise UnsupportedOperator(
                 f"{node}: operator {node.op_type}{of_domain} is not supported: "
                 f"{REMEDIES.get(node.op_type, 'docs/models.md lists those that are')}"

@@ -10,7 +10,6 @@ from sentei.host.arithmetic.float_chain import AddTensor, Clamp, Divide, Leak, O
 from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.operators.quantize_linear import narrowed
-from sentei.host.frontend.sums import absorbed
 from sentei.host.frontend.sums import add as add_sums
 from sentei.host.frontend.translator import Handler, Translator, channels_of, is_constant
 from sentei.host.frontend.values import QUANTIZE_IT, Activation, Levels, RawInput, Value
@@ -30,20 +29,19 @@ def add_residual(translator: Translator, node: Node, left: Activation, right: Ac
     if left.shape != right.shape or left.axes != right.axes:
         shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
         raise UnsupportedOperator(f"{node}: adds activations of shapes {shapes}, which must be equal: broadcast no map")
-    tensors = translator.builder.tensors
     sides = ((left, right), (right, left))
     pair = next((pair for pair in sides if translator.may_be_residual(pair[1])), None)
     if pair is None and (stored := next((pair for pair in sides if pair[1].stored_maximum), None)):
         pair = stored[0], translator.builder.as_plain(stored[1], str(node))
     place = str(node)
     if pair is None:
-        absorb = [one if one.chain.residual is None else absorbed(place, one, tensors) for one in (left, right)]
-        return add_sums(place, absorb[0], absorb[1], tensors)
+        sums = [one if one.chain.residual is None else translator.builder.absorb(place, one) for one in (left, right)]
+        return add_sums(place, sums[0], sums[1], translator.builder.tensors)
     main, residual = pair
     if main.maximum is not None:
         raise UnsupportedOperator(f"{node}: adds to a MaxPool of unquantized values: {QUANTIZE_IT}")
     if main.chain.residual is not None:
-        main = absorbed(place, main, tensors)
+        main = translator.builder.absorb(place, main)
     return replace(main.then(AddTensor(residual.source, residual.chain)), label=str(node))
 
 

@@ -137,6 +137,8 @@ def window(node: Node, activation: Activation) -> tuple[tuple[int, int], tuple[i
 
 def pad(translator: Translator, node: Node) -> Activation:
     activation = translator.builder.as_plain(translator.activation(node), str(node))
+    if translator.builder.is_fresh_input(activation):
+        activation = translator.map_of(node, activation)
     mode = node.attributes.get("mode", "constant")
     amounts = translator.array(node, 1, "pads")
     amounts = node.attributes.get("pads") if amounts is None else amounts.tolist()

@@ -69,7 +69,8 @@ def unsqueeze(translator: Translator, node: Node) -> Value:
 
 
 def transpose(translator: Translator, node: Node) -> Value:
-    value = movable(translator, node)
+    value = translator.values[node.inputs[0]]
+    value = value if isinstance(value, RawInput | Tail) else translator.activation(node)
     own = model_sizes(value)
     order = node.attributes.get("perm", list(range(len(own), -1, -1)))
     if sorted(order) != list(range(1 + len(own))) or order[0] != 0:

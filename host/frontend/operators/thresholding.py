@@ -46,7 +46,9 @@ def multi_threshold(translator: Translator, node: Node) -> Value:
 
 def channel_axis(node: Node, activation: Activation) -> int | None:
     """Which of channels (0), rows and columns the node takes for its channels; None if that is not one axis."""
-    layout = node.attributes.get("data_layout", "") or {1: "NC", 2: "NWC", 3: "NCHW"}.get(len(activation.axes), "NC")
+    layout, rank = node.attributes.get("data_layout", ""), 1 + len(activation.axes)
+    if len(layout) != rank:
+        layout = {2: "NC", 3: "NWC", 4: "NCHW"}.get(rank, "NC")
     axis = activation.axes[(layout.index("C") if "C" in layout else 1) - 1]
     return axis[0] if len(axis) == 1 else 0 if activation.shape.channels == 1 or axis == () else None
 
