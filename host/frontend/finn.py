@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from sentei.host.errors import UnsupportedAttribute, UnsupportedOperator
+from sentei.host.errors import ModelFileError, UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.model_file import Node, read_node
 
 DOMAIN = "finn.custom_op.fpgadataflow"
@@ -48,7 +48,10 @@ class Expansion:
                 f"{node}: operator {node.op_type} is hardware of FINN's that is not read: give the model as it was "
                 "before convert_to_hw_layers"
             )
-        HANDLERS.get(kind, Expansion.same)(self, node)
+        try:
+            HANDLERS.get(kind, Expansion.same)(self, node)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{node}: its attributes or inputs are not FINN's ({error}): damaged file?") from error
 
     def made(self, op_type: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
         proto = helper.make_node(op_type, inputs, [output], name=f"{output}", domain=domain, **attributes)

@@ -146,7 +146,10 @@ def read_node(proto: onnx.NodeProto) -> Node:
     texts = {key: value.decode(errors="replace") for key, value in attributes.items() if isinstance(value, bytes)}
     name = proto.name or (proto.output[0] if proto.output else "")
     inputs, outputs = tuple(proto.input), tuple(proto.output)
-    return Node(proto.op_type, name, proto.domain, inputs, outputs, attributes | texts, proto)
+    op_type, name, domain = (
+        text if isinstance(text, str) else text.decode(errors="replace") for text in (proto.op_type, name, proto.domain)
+    )
+    return Node(op_type, name, domain, inputs, outputs, attributes | texts, proto)
 
 
 def live_nodes(nodes: list[Node], output: str) -> tuple[Node, ...]:
