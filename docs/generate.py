@@ -236,7 +236,8 @@ def zoo_rows() -> Iterable[Iterable[object]]:
             exact = "equal" if row["rtl_exact"] else "DIFFERENT"
             arithmetic = "proven equal to float32" if row["proven"] else "exact; float32 may round otherwise"
             cycles = (f"{row['cycles']:,.0f}", f"{row['bound_cycles']:,.0f}")
-            yield name, arithmetic, f"{row['largest_difference']:.2g}", exact, *cycles
+            difference = row.get("largest_difference")
+            yield name, arithmetic, "not executed" if difference is None else f"{difference:.2g}", exact, *cycles
 
 
 def models_page() -> str:

