@@ -37,8 +37,8 @@ NOT_LOADED = "a program must be loaded before it can run: call load(program)"
 class Outputs(np.ndarray):
     """int32 (N, C, H, W), or (C, H, W) from `stream`; `logits` are the float32 numbers behind the model's last layer.
 
-    `logits` has the same shape, without height and width where both are 1. `model` is the model's own output, (N, ...),
-    or without N from `stream`: the same numbers in the model's shape, after what it computes of them (a softmax, say).
+    `logits` has the same shape, without height and width where both are 1. `model` is the model's own output, without N
+    from `stream`: the same numbers after what the model computes of them (a softmax, say), in the model's order.
     """
 
     logits: np.ndarray
