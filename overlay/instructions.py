@@ -26,7 +26,7 @@ from enum import IntEnum, IntFlag
 from sentei.overlay.fields import Layout
 from sentei.overlay.geometry import ACTIVATION_BITS, LOAD_BITS, WEIGHT_BITS, Geometry, fingerprint_of
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 NIBBLE_SHIFT = 4  # joining nibble passes: partial * 16 + accumulator
 EPOCH_BITS = 10
 
@@ -45,6 +45,7 @@ class Opcode(IntEnum):
     LOAD = 2  # main memory -> on-chip memory; returns at once, the next LOAD waits for it
     STORE = 3  # activation memory -> main memory, when the epoch is reached; returns at once
     RUN = 4  # queue a run for all groups
+    PAGE = 5  # main memory -> the sequencer's own memory: go on with other instructions
 
 
 class Until(IntFlag):
@@ -95,11 +96,15 @@ INSTRUCTION = Layout(
         8,
         "LOAD: a bit for each group (STREAM) or requantizer (CHANNEL) that takes the data; SYNC: Until; RUN: Start",
     ),
-    ("address", 16, "LOAD, STORE: first entry of the on-chip memory; RUN: stream address"),
-    ("count", 16, "LOAD, STORE: entries; SYNC: runs; END: sections of the picture"),
+    (
+        "address",
+        16,
+        "LOAD, STORE: first entry of the on-chip memory; RUN: stream address; PAGE: instruction to go on at",
+    ),
+    ("count", 16, "LOAD, STORE: entries; SYNC: runs; END: sections of the picture; PAGE: 64-bit words"),
     ("epoch", 16, "from the picture's start; SYNC, STORE: to wait for; RUN: that the first task counts from"),
-    ("offset", 32, "LOAD, STORE: bytes from the base, a multiple of 8"),
-    ("base", 2, "LOAD, STORE: Base"),
+    ("offset", 32, "LOAD, STORE, PAGE: bytes from the base, a multiple of 8"),
+    ("base", 2, "LOAD, STORE, PAGE: Base"),
 )
 INSTRUCTION_LOAD_WORDS = 2
 

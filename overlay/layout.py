@@ -1,14 +1,14 @@
 """How a tensor lies in activation memory: phase planes of nibbles.
 
-A plane (one channel) is split by pixel phase, so that a strided window reads consecutive pixels. With modulus
-(my, mx), pixel (y, x) lies in phase (y mod my, x mod mx) at position (y div my) * pitch + (x div mx); a phase occupies
-whole words of `lanes` pixels, and phases follow one another (in a `packed` tensor, which the engine only reads, without
-a gap):
+A plane (one channel) is split by pixel phase, so that a strided window reads consecutive pixels. A split (sy, sx) makes
+sy * sx parts of a plane, of the pixels with the same (y mod sy, x mod sx); further splits cut each of these. What is
+left in the end are the phases. Pixel (y, x) of a phase is at position y * pitch + x; a phase occupies whole words of
+`lanes` pixels, and phases follow one another (in a `packed` tensor without a gap):
 
-    modulus (2, 2)     A b A b          plane:  | A A A A | b b b b | c c c c | D D D D |
-                       c D c D                    phase 0   phase 1   phase 2   phase 3
-                       A b A b
-                       c D c D
+    one split (2, 2)     A b A b          plane:  | A A A A | b b b b | c c c c | D D D D |
+                         c D c D                    phase 0   phase 1   phase 2   phase 3
+                         A b A b
+                         c D c D
 
 All tensors of a network share one pitch, so a window's coordinate is one offset in pixels, whatever the tile.
 A batch of pictures lies like one high picture: in each phase, the next one begins `picture_pitch` pixels later.
@@ -19,6 +19,7 @@ nibble occupy several planes, lowest nibble first; so do the sums of a wide outp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class PlaneLayout:
     bits: int
     signed: bool
     lanes: int
-    modulus: tuple[int, int]
+    splits: tuple[tuple[int, int], ...]
     pitch: int
     stride: int
     pictures: int = 1
@@ -48,6 +49,11 @@ class PlaneLayout:
     def nibbles(self) -> int:
         """Nibble planes of one channel."""
         return -(-self.bits // 4)
+
+    @property
+    def modulus(self) -> tuple[int, int]:
+        """Phases in a column, and in a row."""
+        return prod(rows for rows, _ in self.splits), prod(columns for _, columns in self.splits)
 
     @property
     def rows(self) -> int:
@@ -97,9 +103,11 @@ class PlaneLayout:
     def positions(self) -> np.ndarray:
         """Pixel index within a plane, int64 (pictures, height, width), counted in lanes from the plane's first word."""
         picture, y, x = np.mgrid[: self.pictures, : self.height, : self.width]
-        phase = (y % self.modulus[0]) * self.modulus[1] + x % self.modulus[1]
-        start = phase * self.phase_pixels + picture * self.picture_pitch
-        return start + (y // self.modulus[0]) * self.pitch + x // self.modulus[1]
+        phase = np.zeros_like(y)
+        for rows, columns in self.splits:
+            phase = (phase * rows + y % rows) * columns + x % columns
+            y, x = y // rows, x // columns
+        return phase * self.phase_pixels + picture * self.picture_pitch + y * self.pitch + x
 
     def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
         """Integers (N, C, H, W), N a multiple of `pictures`, to activation words, uint8 (N / pictures, words *
@@ -130,7 +138,7 @@ class PlaneLayout:
         return codes.reshape(-1, self.channels, self.height, self.width).astype(np.int32)
 
     def to_dict(self) -> dict:
-        values = dict(self.__dict__, modulus=list(self.modulus))
+        values = dict(self.__dict__, splits=[list(split) for split in self.splits])
         for name in ("zero_point", "packed"):
             if not values[name]:
                 del values[name]
@@ -138,4 +146,6 @@ class PlaneLayout:
 
     @staticmethod
     def from_dict(values: dict) -> PlaneLayout:
-        return PlaneLayout(**dict(values, modulus=tuple(values["modulus"])))
+        return PlaneLayout(
+            **dict(values, splits=tuple((int(rows), int(columns)) for rows, columns in values["splits"]))
+        )

@@ -284,7 +284,7 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
     for layout in layouts:
         if type(layout.zero_point) is not int:
             raise ValueError(f"zero_point must be a number, not {layout.zero_point!r}")
-        not_sizes = ("modulus", "signed", "zero_point", "packed")
+        not_sizes = ("splits", "signed", "zero_point", "packed")
         numbers |= {name: value for name, value in layout.__dict__.items() if name not in not_sizes}
         for name, value in numbers.items():
             if type(value) is not int or value < 0:

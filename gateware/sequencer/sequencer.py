@@ -1,10 +1,12 @@
 """Instruction sequencer: takes jobs from the doorbell's queue and carries out a program with no help from a CPU.
 
     doorbell --> queue --> [load instructions] --> fetch --> LOAD / RUN / SYNC ------------> next job
-                                                     ^______________|   STORE, END --> queue --> storer --> interrupt
+                                 ^                   ^______________|   STORE, END --> queue --> storer --> interrupt
+                                 |___ PAGE _________________________|
 
 LOAD, STORE and RUN only start their unit, and a job's END waits in a queue behind its STOREs: while the groups compute
-one picture, the sequencer loads the next. An error from any unit, an unknown opcode or the watchdog stops everything
+one picture, the sequencer loads the next. A program that has more instructions than there is room for turns pages, and
+leaves the first one to the next job. An error from any unit, an unknown opcode or the watchdog stops everything
 and stays in `error` until a reset.
 """
 
@@ -38,7 +40,8 @@ class Sequencer(Module):
     """Drives the loader through `start_load`, the storer through `stores`, the groups through `run`.
 
     `jobs` is the doorbell's sink. `read_command` and `write_command` go to the DMA; while `fetching` is 1 the words
-    read are instructions and come in through `instructions`. `instruction` is the one in hand. `epochs` are the groups'
+    read are instructions and come in through `instructions`. `instruction` is the one in hand (a job that begins with
+    loading is a PAGE), `word` the same in one piece. `epochs` are the groups'
     counters, `arrivals` say which of them are about to go one up, `todo` are the numbers of runs that each has not
     finished.
     """
@@ -61,7 +64,7 @@ class Sequencer(Module):
 
         self.submodules.queue = queue = JobQueue()
         self.submodules.memory = memory = InstructionMemory(geometry, self.pointer)
-        word = Signal(INSTRUCTION_LOAD_WORDS * LOAD_BITS)
+        self.word = word = Signal(INSTRUCTION_LOAD_WORDS * LOAD_BITS)
         self.instruction = here = fields_of(self, INSTRUCTION, word)
         first_epoch = Signal(EPOCH_BITS)  # of the picture
         self.submodules.stores = stores = Stores(epochs)
@@ -118,17 +121,19 @@ class Sequencer(Module):
                 job.valid,
                 If(~job.load, NextState("FETCH")).Elif(
                     self.sync_unit.everything,
+                    NextValue(self.word, Cat(C(0, INSTRUCTION["count"].offset), job.program_words)),
                     NextState("REQUEST-INSTRUCTIONS"),
                 ),
             ),
         )
+        words = self.instruction.count
         fsm.act(
             "REQUEST-INSTRUCTIONS",
             read.valid.eq(1),
-            read.address.eq(job.program),
-            read.words.eq(job.program_words),
+            read.address.eq(self.base + self.instruction.offset),
+            read.words.eq(words),
             If(
-                (job.program_words == 0) | (job.program_words > geometry.instruction_words),
+                (words == 0) | (words > geometry.instruction_words),
                 read.valid.eq(0),
                 *self.stop,
             ).Elif(read.ready, NextState("TAKE-INSTRUCTIONS")),
@@ -140,7 +145,7 @@ class Sequencer(Module):
             If(
                 self.instructions.valid,
                 memory.fill.eq(1),
-                If(memory.filled == job.program_words - 1, NextState("FETCH")),
+                If(memory.filled == words - 1, NextState("FETCH")),
             ),
         )
 
@@ -150,12 +155,14 @@ class Sequencer(Module):
         end = [self.job.ready.eq(1), NextValue(first_epoch, first_epoch + here.count), NextState("AWAIT-JOB")]
         load = [read.valid.eq(1), If(read.ready, self.start_load.eq(1), *advance)]
         store = [stores.valid.eq(1), If(stores.ready, *advance)]
+        turn = [NextValue(self.pointer, here.address), NextState("REQUEST-INSTRUCTIONS")]
         cases = {
             Opcode.END: [stores.valid.eq(1), If(stores.ready, *end)],
             Opcode.SYNC: If(self.sync_unit.satisfied, *advance),
             Opcode.LOAD: If(self.length == 0, *self.stop).Elif(~self.load_busy, *load),
             Opcode.STORE: If(self.length == 0, *self.stop).Else(*store),
             Opcode.RUN: [self.run.valid.eq(1), If(self.run.ready, *advance)],
+            Opcode.PAGE: [self.memory.clear.eq(1), If(~self.load_busy, *turn)],
         }
         fsm.act(
             "EXECUTE",

@@ -14,6 +14,7 @@ import numpy as np
 from sentei.host.compiler.placement import Placement
 from sentei.host.compiler.steps import NIBBLE, Steps, check_wide, nibble_steps, split_passes, weight_digits
 from sentei.host.compiler.tables import (
+    MAX_TAPS,
     Tile,
     picture_starts,
     single_pixel_tiles,
@@ -23,10 +24,10 @@ from sentei.host.compiler.tables import (
 from sentei.host.network.ir import Conv, Pool, Term, kernel_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
-from sentei.overlay.instructions import LANE_SUM_BITS, STEP
+from sentei.overlay.instructions import LANE_SUM_BITS
 from sentei.overlay.layout import PlaneLayout
 
-MAX_TAPS = 1 << STEP["tap"].width
+CLASSES = 4  # of an operator's tiles
 
 
 @dataclass
@@ -74,29 +75,49 @@ def terms_of(op: Conv | Pool) -> Sequence[Conv | Pool | Term]:
     return op.terms if isinstance(op, Conv) else (op,)
 
 
-def window_slots(
-    op: Conv | Pool | Term, layout: PlaneLayout, single: bool, used: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(words, taps, inside) of the coordinates of the window, in the order (ky, kx): word within the plane and tap
-    number, int64, and whether the coordinate is read at all. `used` are those that have taps."""
+@dataclass(frozen=True)
+class Reads:
+    """How the coordinates of a window are read, those that are, in the order (ky, kx): int64 (reads,) number of the
+    `coordinate`, word within the plane and tap; bool (reads,) whether it reads other lanes of the same coordinate as
+    the one before it."""
+
+    coordinate: np.ndarray
+    words: np.ndarray
+    taps: np.ndarray
+    repeated: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.taps)
+
+
+def window_reads(used: np.ndarray, parts: Sequence[int], first_tap: int = 0) -> Reads:
+    """Of a window whose `used` coordinates (rows * columns,) have so many taps, from `first_tap` on."""
+    coordinate = np.repeat(np.flatnonzero(used), parts)
+    taps = np.arange(len(coordinate))
+    return Reads(coordinate, np.zeros_like(taps), first_tap + taps, np.diff(coordinate, prepend=-1) == 0)
+
+
+def pixel_reads(op: Conv | Pool | Term, layout: PlaneLayout, first_tap: int = 0) -> Reads:
+    """Of a window of which there is only one: each coordinate is one pixel, which the tap of its lane brings."""
     rows, columns = kernel_of(op)
-    ky, kx = (index.ravel() for index in np.mgrid[:rows, :columns])
-    if not single:
-        used = np.ones(rows * columns, bool) if used is None else used
-        return np.zeros(rows * columns, np.int64), np.cumsum(used) - 1, used
-    y, x = ky - op.pads.top, kx - op.pads.left
-    inside = (y >= 0) & (y < layout.height) & (x >= 0) & (x < layout.width)
-    position = layout.positions()[0][np.where(inside, y, 0), np.where(inside, x, 0)]
-    return position // layout.lanes, position % layout.lanes, inside
+    y, x = (
+        index.ravel() - pad for index, pad in zip(np.mgrid[:rows, :columns], (op.pads.top, op.pads.left), strict=True)
+    )
+    inside = np.flatnonzero((y >= 0) & (y < layout.height) & (x >= 0) & (x < layout.width))
+    position = layout.positions()[0][y[inside], x[inside]]
+    return Reads(inside, position // layout.lanes, first_tap + position % layout.lanes, np.zeros(len(inside), bool))
 
 
 def conv_blocks(
-    op: Conv, placed: dict[str, Placement], single: bool, late: np.ndarray, geometry: Geometry
+    op: Conv, placed: dict[str, Placement], parts: tuple[int, ...], late: np.ndarray, geometry: Geometry
 ) -> list[Block]:
     """Blocks of a convolution, slots in the order (term, input channel, ky, kx), those of `late` (C,) bool channels, of
     all terms, last."""
     columns = geometry.group_columns
-    slots = [Slots(*place) for place in slot_places(op, placed, single)]
+    slots = [
+        Slots(term, placed[term.input], reads)
+        for term, reads in zip(op.terms, reads_of(op, placed, parts), strict=True)
+    ]
     ends = np.cumsum([placed[term.input].layout.channels for term in op.terms])[:-1]
     lates = np.split(late, ends)
     largest = max(part.largest for part in slots)
@@ -113,15 +134,14 @@ def conv_blocks(
 
 
 class Slots:
-    """The slots of a convolution's term: where each reads, through which of the tiles' taps from `first_tap` on."""
+    """The slots of a convolution's term, and how each is read."""
 
-    def __init__(self, term: Term, source: Placement, first_tap: int, single: bool, used: np.ndarray | None):
+    def __init__(self, term: Term, source: Placement, reads: Reads):
         layout = source.layout
-        words, taps, self.inside = window_slots(term, layout, single, used)
         channel = np.arange(layout.channels)[:, None] * (layout.nibbles * layout.stride)
-        self.term, self.layout = term, layout
-        self.planes = (source.address + channel + words[None, self.inside]).ravel()
-        self.taps = np.tile(first_tap + taps[self.inside], layout.channels)
+        self.term, self.layout, self.reads = term, layout, reads
+        self.planes = (source.address + channel + reads.words).ravel()
+        self.taps, self.repeated = (np.tile(of, layout.channels) for of in (reads.taps, reads.repeated))
         self.largest = NIBBLE if layout.nibbles > 1 else layout.high + layout.bias
 
     def add_steps(self, powers: dict[int, list[Steps]], first: int, late: np.ndarray, columns: int) -> np.ndarray:
@@ -130,43 +150,49 @@ class Slots:
         layout, count = self.layout, len(self.planes)
         part = self.term.weights[first : first + columns].astype(np.int64)
         weights = np.zeros((count, columns), np.int64)
-        inside = part.reshape(len(part), layout.channels, -1)[:, :, self.inside]
-        weights[:, : len(part)] = inside.reshape(len(part), -1).T
-        late_slots = np.repeat(late, int(self.inside.sum()))
+        weights[:, : len(part)] = (
+            part.reshape(len(part), layout.channels, -1)[:, :, self.reads.coordinate].reshape(len(part), -1).T
+        )
+        late_slots = np.repeat(late, len(self.reads))
         for j, digit in enumerate(weight_digits(weights)):
             for i in range(layout.nibbles):
                 pad = np.full(count, layout.bias >> ACTIVATION_BITS * i & NIBBLE)
-                steps = Steps(self.planes + i * layout.stride, self.taps, digit, pad, late_slots)
+                steps = Steps(self.planes + i * layout.stride, self.taps, digit, pad, late_slots, self.repeated)
                 powers.setdefault(i + j, []).append(nibble_steps(steps))
         return weights.sum(0) * layout.bias
 
 
-def slot_places(op: Conv, placed: dict[str, Placement], single: bool) -> list[tuple]:
-    """What `Slots` needs of each term. Terms that read pixel by pixel share the taps, one for each lane, if their
-    pictures begin at the same places."""
-    sources = [placed[term.input] for term in op.terms]
-    if single:
-        starts = picture_starts([source.layout for source in sources])
-        firsts = [start * sources[0].layout.lanes for start in starts]
-        used: list[np.ndarray | None] = [None] * len(sources)
-    else:
-        used = [*coordinates(op)]
-        counts = [int(of.sum()) for of in coordinates(op)]
-        firsts = [sum(counts[:number]) for number in range(len(counts))]
-    return [(*of, single, mask) for *of, mask in zip(op.terms, sources, firsts, used, strict=True)]
+def reads_of(op: Conv | Pool, placed: dict[str, Placement], parts: tuple[int, ...]) -> list[Reads]:
+    """How each term is read by tiles with these `parts`, or pixel by pixel: then terms share the taps, one for each
+    lane, if their pictures begin at the same places."""
+    terms = terms_of(op)
+    layouts = [placed[term.input].layout for term in terms]
+    if is_single_pixel(placed[op.output].layout):
+        firsts = [start * layouts[0].lanes for start in picture_starts(layouts)]
+        return [pixel_reads(*of) for of in zip(terms, layouts, firsts, strict=True)]
+    reads, begin, tap = [], 0, 0
+    for used in coordinates(op):
+        own = parts[begin : begin + int(used.sum())]
+        reads.append(window_reads(used, own, tap))
+        begin, tap = begin + len(own), tap + sum(own)
+    return reads
 
 
-def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | None, geometry: Geometry) -> list[Block]:
+def pool_blocks(
+    op: Pool, placed: dict[str, Placement], parts: tuple[int, ...], whole: list[int] | None, geometry: Geometry
+) -> list[Block]:
     """Blocks of a pool: the maxima of one channel, or sums of `group_columns` channels, each with weight 1 for its
     column. `whole` lists the words of a plane that is summed as a whole, lanes included."""
+    source = placed[op.input]
     layout = source.layout
     if whole is not None:
         words, taps = np.array(whole), np.arange(len(whole))
+        repeated = np.zeros(len(whole), bool)
         bias = layout.bias * layout.height * layout.width
     else:
-        words, taps, inside = window_slots(op, layout, single)
-        words, taps = words[inside], taps[inside]
-        bias = layout.bias * len(words)
+        (reads,) = reads_of(op, placed, parts)
+        words, taps, repeated = reads.words, reads.taps, reads.repeated
+        bias = layout.bias * len(reads)
     planes = source.address + np.arange(layout.channels) * layout.nibbles * layout.stride
     count = len(words)
     blocks = []
@@ -174,7 +200,7 @@ def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | No
         nothing = np.zeros((count, geometry.group_columns), np.int64)
         zero, never = np.zeros(count, np.int64), np.zeros(count, bool)
         for channel, plane in enumerate(planes):
-            steps = Steps(plane + words, taps, nothing, zero, never)
+            steps = Steps(plane + words, taps, nothing, zero, never, repeated)
             blocks.append(Block(channel, 1, [(steps, False)], np.array([layout.bias]), maximum=True))
         return blocks
     for first in range(0, layout.channels, geometry.group_columns):
@@ -184,9 +210,11 @@ def pool_blocks(op: Pool, source: Placement, single: bool, whole: list[int] | No
         for i in range(layout.nibbles):
             pad = 0 if whole is not None else layout.bias >> ACTIVATION_BITS * i & NIBBLE
             where = (words[:, None] + i * layout.stride + members).ravel()
+            of_all = (np.repeat(of, len(members)) for of in (taps, repeated))
+            taps_of_all, repeated_of_all = of_all
             size = len(where)
-            slots = Steps(where, np.repeat(taps, len(members)), weights, np.full(size, pad), np.zeros(size, bool))
-            powers[i] = [slots]
+            never = np.zeros(size, bool)
+            powers[i] = [Steps(where, taps_of_all, weights, np.full(size, pad), never, repeated_of_all)]
         limit = (1 << LANE_SUM_BITS) - 1 if whole is not None else 0
         passes, worst = split_passes(powers, geometry.group_columns, NIBBLE, geometry, op.name, limit)
         if whole is not None:
@@ -205,7 +233,7 @@ def sums_whole_plane(op: Conv | Pool, source: PlaneLayout) -> bool:
         and op.kernel == (source.height, source.width)
         and not any(op.pads)
         and source.height * source.width > 1
-        and source.phases * (-(-source.rows * source.pitch // source.lanes) + (source.pictures > 1)) <= MAX_TAPS
+        and source.plane_words + (source.phases if source.pictures > 1 else 0) <= MAX_TAPS
         and op.requantize is not None
         and op.requantize.residual is None
     )
@@ -222,16 +250,20 @@ def tiles_of(op: Conv | Pool, placed: dict[str, Placement]) -> tuple[list[Tile],
         return single_pixel_tiles(layouts, target.layout), None
     if any(is_single_pixel(layout) for layout in layouts) and target.layout.pictures > 1:
         raise CapacityError(f"{op.name}: enlarges a map of one pixel, which no batch can; compile for single pictures")
-    return window_tiles(layouts, target.layout, terms, coordinates(op)), None
+    limit = CLASSES if op.requantize is not None else 1  # the host corrects all sums of a channel by one number
+    return window_tiles(layouts, target.layout, terms, coordinates(op), limit), None
 
 
 def blocks_of(
-    op: Conv | Pool, placed: dict[str, Placement], words: list[int] | None, late: np.ndarray, geometry: Geometry
+    op: Conv | Pool,
+    placed: dict[str, Placement],
+    parts: tuple[int, ...],
+    words: list[int] | None,
+    late: np.ndarray,
+    geometry: Geometry,
 ) -> list[Block]:
-    """An operator's blocks; `words` as `tiles_of` gave them, `late` (C,) bool: input channels, of all
-    terms, to be read last."""
-    source = placed[op.input]
-    single = is_single_pixel(placed[op.output].layout)
+    """An operator's blocks for tiles with these `parts`; `words` as `tiles_of` gave them, `late` (C,) bool: input
+    channels, of all terms, to be read last."""
     if isinstance(op, Conv):
-        return conv_blocks(op, placed, single, late, geometry)
-    return pool_blocks(op, source, single, words, geometry)
+        return conv_blocks(op, placed, parts, late, geometry)
+    return pool_blocks(op, placed, parts, words, geometry)

@@ -13,9 +13,9 @@ import numpy as np
 from sentei.host.compiler.channel_entries import counting
 from sentei.host.compiler.emit import Emitter
 from sentei.host.compiler.pack import pack_streams
-from sentei.host.compiler.placement import place
+from sentei.host.compiler.placement import Placement, placements
 from sentei.host.compiler.plan import plan_streams
-from sentei.host.compiler.schedule import schedule
+from sentei.host.compiler.schedule import Layer, schedule, steps_of
 from sentei.host.compiler.steps import weight_digits
 from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, residual_codes
 from sentei.host.network.law import check
@@ -72,6 +72,20 @@ def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerIn
     return LayerInfo(op.name, f"conv {kernel}", op.output, macs, dense, macs / geometry.array_macs)
 
 
+def fewest_steps(network: Network, geometry: Geometry, batch: int) -> tuple[dict[str, Placement], bool, list[Layer]]:
+    """The placement that the array needs the fewest steps for, as `placements` gives it, and the schedule."""
+    found, failure = [], None
+    for placed, exclusive in placements(network, geometry, batch):
+        try:
+            found.append((placed, exclusive, schedule(network, placed, geometry)))
+        except CapacityError as error:
+            failure = failure or error
+    if not found:
+        assert failure is not None
+        raise failure
+    return min(found, key=lambda way: steps_of(way[2]))
+
+
 def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ...] = (), batch: int = 1) -> Program:
     """Compile for `geometry`. Raises IRError for a network that breaks the IR's rules and CapacityError, naming
     operator and memory, for one that does not fit.
@@ -82,27 +96,25 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
     if batch < 1:
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
     network = without_idle_weights(check(network))
-    placed, exclusive = place(network, geometry, batch)
-    layers = schedule(network, placed, geometry)
+    placed, exclusive, layers = fewest_steps(network, geometry, batch)
     streams = pack_streams(network, placed, layers, geometry)
     plan = plan_streams(streams, geometry, network)
-    emitter = Emitter(network, geometry, placed, exclusive, layers, plan, streams)
-    entries = dict(prologue=emitter.prologue(), body=emitter.picture(), trace=emitter.trace())
-    source, output = placed[network.input].layout, emitter.tensor_info(network.output, 0)
+    emitted = Emitter(network, geometry, placed, exclusive, layers, plan, streams)
+    source, output = placed[network.input].layout, emitted.tensor_info(network.output, 0)
     return Program(
         name=network.name,
         geometry=geometry,
-        data=emitter.data(),
-        instruction_load_words=emitter.instruction_load_words,
-        **entries,
+        data=emitted.data,
+        instruction_load_words=emitted.instruction_load_words,
+        **emitted.entries,
         input=source,
         input_scale=float(network.tensors[network.input].scale),
         output=output,
         output_bytes=output.layout.words * geometry.word_bytes,
         output_scale=tuple(float(v) for v in network.output_scale),
         output_offset=tuple(float(v) for v in network.output_offset),
-        trace_tensors=tuple(emitter.traced),
-        trace_bytes=emitter.trace_bytes,
+        trace_tensors=tuple(emitted.traced),
+        trace_bytes=emitted.trace_bytes,
         layers=tuple(layer_info(op, network, geometry) for op in network.ops),
         classes=classes,
         doubts=network.doubts,

@@ -3,6 +3,8 @@
 prologue   once: tables, channel entries, the streams that stay on chip
 picture    overlaps with the pictures before and after it
 trace      layer by layer; every layer's output is stored
+
+Where the sequencer has no room for all of them, they go on in pages of instructions behind the other data.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from sentei.host.compiler.placement import Placement, last_uses
 from sentei.host.compiler.plan import Run, StreamPlan, runs_since_address_was_used
 from sentei.host.compiler.schedule import Layer
 from sentei.host.network.ir import Network
-from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ALIGNMENT_BYTES, LOAD_BITS, Geometry
 from sentei.overlay.instructions import (
     EPOCH_BITS,
@@ -36,9 +37,20 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
+def code_of(instructions: list[int]) -> bytes:
+    size = INSTRUCTION_LOAD_WORDS * LOAD_BITS // 8
+    return b"".join(instruction.to_bytes(size, "little") for instruction in instructions)
+
+
+def page_turn(offset: int, instructions: int, then: int) -> int:
+    """The instruction that goes on at number `then` of so many that lie `offset` bytes from the program's start."""
+    count = instructions * INSTRUCTION_LOAD_WORDS
+    return INSTRUCTION.pack(opcode=Opcode.PAGE, base=Base.PROGRAM, offset=offset, count=count, address=then)
+
+
 class Emitter:
-    """The program while it grows: call `prologue`, then `picture`, then `trace`; each returns where it begins, counted
-    in instructions. `trace` leaves in `traced` and `trace_bytes` what it stores."""
+    """The program: its `data`, where its three parts begin in the first `instruction_load_words`, counted in
+    instructions (`entries`), and what the trace stores (`traced`, `trace_bytes`)."""
 
     def __init__(
         self,
@@ -61,9 +73,43 @@ class Emitter:
         self.page: int | None = None  # that is loaded at this point of the program
         self.traced: list[TensorInfo] = []
         self.trace_bytes = 0
+        codes: dict[str, list[int]] = {}
+        for name, emit in (("prologue", self._prologue), ("body", self._picture), ("trace", self._trace)):
+            self.instructions = codes[name] = []
+            emit()
+        first, self.entries = self._pages(codes)
+        self.instruction_load_words = len(first) * INSTRUCTION_LOAD_WORDS
+        room = geometry.instruction_words * LOAD_BITS // 8
+        self.data = code_of(first).ljust(room, b"\0") + b"".join(self.segments)
 
-    def prologue(self) -> int:
-        entry = len(self.instructions)
+    def _pages(self, codes: dict[str, list[int]]) -> tuple[list[int], dict[str, int]]:
+        """The first page of instructions, which is there when a job begins and has each part's END, and where each part
+        begins in it. Pages that follow one another are added to the data."""
+        room = self.geometry.instruction_words // INSTRUCTION_LOAD_WORDS
+        enough = sum(map(len, codes.values())) <= room
+        spare = room if enough else room - 2 * len(codes)  # besides each part's PAGE and END
+        first: list[int] = []
+        entries: dict[str, int] = {}
+        rest: dict[int, list[int]] = {}  # by the place of the PAGE that leads to it
+        for name in codes if enough else sorted(codes, key=lambda name: name != "body"):
+            *code, end = codes[name]
+            taken = min(spare, len(code))
+            spare -= taken
+            entries[name] = len(first)
+            first += code[:taken]
+            if code[taken:]:
+                rest[len(first)] = code[taken:]
+                first.append(0)
+            first.append(end)
+        for place, code in rest.items():
+            pages = [code[begin : begin + room - 1] for begin in range(0, len(code), room - 1)]
+            turn = page_turn(0, len(first), place + 1)
+            for page in reversed(pages):
+                turn = page_turn(self._append(code_of([*page, turn])), len(page) + 1, 0)
+            first[place] = turn
+        return first, entries
+
+    def _prologue(self) -> None:
         for page in self.streams.pages:
             tables = ((Memory.TILE, page.tiles), (Memory.TAP, page.taps), (Memory.MASK, page.masks))
             loads = [self._segment(memory, pack_entries(entries, memory, self.geometry)) for memory, entries in tables]
@@ -85,10 +131,8 @@ class Emitter:
                 self._load_streams(index)
         self._emit(Opcode.SYNC, units=Until.LOADED)
         self._emit(Opcode.END)
-        return entry
 
-    def picture(self) -> int:
-        entry = len(self.instructions)
+    def _picture(self) -> None:
         runs = self.plan.runs
         self._load_input()
         self.page = None
@@ -106,10 +150,8 @@ class Emitter:
             self._emit(Opcode.RUN, run.epoch, address=self.plan.addresses[index])
         self._store(self.network.output, 0, self.total)
         self._emit(Opcode.END, count=self.total)
-        return entry
 
-    def trace(self) -> int:
-        entry = len(self.instructions)
+    def _trace(self) -> None:
         runs = self.plan.runs
         self._load_input()
         self.page = None
@@ -128,7 +170,6 @@ class Emitter:
                 self._store_traced(number)
                 self._emit(Opcode.SYNC, units=EVERYTHING)
         self._emit(Opcode.END, count=self.total)
-        return entry
 
     def tensor_info(self, name: str, offset: int) -> TensorInfo:
         """What the driver needs to know of a tensor that is stored at `offset` bytes of a buffer."""
@@ -137,32 +178,21 @@ class Emitter:
         correction = tuple(int(value) for value in self.streams.corrections) if wide else ()
         return TensorInfo(name, self.placed[name].layout, offset, correction)
 
-    def data(self) -> bytes:
-        """Instructions and data. CapacityError if there are too many instructions."""
-        geometry = self.geometry
-        if self.instruction_load_words > geometry.instruction_words:
-            raise CapacityError(
-                f"{self.network.name}: needs {self.instruction_load_words} instruction words, "
-                f"the geometry has {geometry.instruction_words}; use one with more"
-            )
-        size = INSTRUCTION_LOAD_WORDS * LOAD_BITS // 8
-        code = b"".join(instruction.to_bytes(size, "little") for instruction in self.instructions)
-        return code.ljust(geometry.instruction_words * LOAD_BITS // 8, b"\0") + b"".join(self.segments)
-
-    @property
-    def instruction_load_words(self) -> int:
-        return len(self.instructions) * INSTRUCTION_LOAD_WORDS
-
     def _emit(self, opcode: Opcode, epoch: int = 0, **fields: int) -> None:
         self.instructions.append(INSTRUCTION.pack(opcode=opcode, epoch=epoch % (1 << EPOCH_BITS), **fields))
 
     def _segment(self, memory: Memory, content: bytes, address: int = 0, units: int = 0) -> dict[str, int]:
         """Add a segment to the data; returns the fields of its LOAD."""
         count = len(content) // (load_words(memory, self.geometry) * LOAD_BITS // 8)
+        offset = self._append(content)
+        return dict(memory=memory, units=units, address=address, count=count, base=Base.PROGRAM, offset=offset)
+
+    def _append(self, content: bytes) -> int:
+        """Add to the data; returns where."""
         offset = self.data_bytes
         self.segments.append(content.ljust(aligned(len(content)), b"\0"))
         self.data_bytes += len(self.segments[-1])
-        return dict(memory=memory, units=units, address=address, count=count, base=Base.PROGRAM, offset=offset)
+        return offset
 
     def _load_input(self) -> None:
         source = self.placed[self.network.input]

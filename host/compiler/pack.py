@@ -156,7 +156,7 @@ class Packer:
         corrections = np.zeros(network.tensors[network.output].shape.channels, np.int64)
         self.streams = Streams([], [Page(geometry)], corrections)
         self.running = [LONG_AGO] * geometry.groups  # what each group's last task waited for
-        self.known: dict[tuple[int, int], int] = {}  # first channel entries of this layer's blocks on this page
+        self.known: dict[tuple, int] = {}  # first channel entries of this layer's blocks on this page
 
     def pack(self, layer: Layer, free: int) -> None:
         """Pack a layer that may overwrite what lies there from the epoch `free` on: on the page that there is, or on a
@@ -245,7 +245,9 @@ class Packer:
     def _channel(self, block: Block, op: Conv | Pool, group: int) -> int:
         """The first of a block's entries in its group's channel table; those of a wide output are all alike."""
         unit = group // self.geometry.groups_per_requantizer
-        key = -1 if op.requantize is None else block.first, unit
+        joins = tuple(by_nibble for _, by_nibble in block.passes[1:])
+        own = () if op.requantize is None else (block.first, *block.stored_bias.tolist())
+        key = unit, joins, own
         if key not in self.known:
             entries = entries_of(block, op, self.network, self.geometry)
             self.known[key] = self.streams.pages[-1].channel_list(unit, entries)

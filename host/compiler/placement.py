@@ -1,9 +1,13 @@
-"""Places every tensor: phase modulus, pitch, and address in activation memory.
+"""Places every tensor: phases, pitch, and address in activation memory.
 
 A window of stride s reads consecutive pixels if its input's modulus is s times its output's (overlay/layout.py); where
 pixels are repeated, the output's is so many times the input's. That
 relation, and the equality of a residual with the output it is added to, are solved for the whole network, so that no
 layer ever rearranges pixels. Maps of one row (or column) are free of it: there is nothing to stride over.
+
+Phases of small maps leave much of their words empty. *Packed*, they follow one another without a gap, and a tile has
+pixels of several. The splits of all strides in turn keep a window's coordinate one offset for nearly all of them; where
+it is several, the tile reads as often (host/compiler/tables.py). What takes fewer steps is chosen.
 
 Addresses: first fit in order of execution, over the words that no living tensor occupies; or in order of size, which
 leaves fewer gaps.
@@ -11,9 +15,11 @@ leaves fewer gaps.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from itertools import product
-from math import lcm
+from math import lcm, prod
 
 from sentei.host.network.ir import WIDE, Conv, Network, inputs_of, zoom_of
 from sentei.overlay.errors import CapacityError
@@ -21,6 +27,15 @@ from sentei.overlay.geometry import Geometry
 from sentei.overlay.layout import PlaneLayout
 
 LARGEST_MODULUS = 1 << 12
+WORTHWHILE = 0.9  # of the words, that packed tensors may take to be tried at all
+
+
+class Packed(Enum):
+    """Which tensors' phases follow one another without a gap."""
+
+    NONE = 0
+    INPUT = 1
+    ALL = 2
 
 
 @dataclass(frozen=True)
@@ -60,11 +75,46 @@ def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
     return {name: (modulus[0], modulus[1]) for name, modulus in moduli.items()}
 
 
-def make_layouts(network: Network, geometry: Geometry, batch: int, packed: bool) -> dict[str, PlaneLayout]:
+def solve_splits(network: Network, moduli: dict[str, tuple[int, int]]) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Of every tensor the strides on its way to the output, the nearest first; or one split, where they do not make its
+    modulus. Those of a residual are its output's."""
+    family = {name: name for name in network.tensors}
+    for op in network.ops:
+        if op.requantize is not None and op.requantize.residual is not None:
+            kept, other = family[op.output], family[op.requantize.residual]
+            family = {name: kept if of == other else of for name, of in family.items()}
+    splits: dict[str, tuple[tuple[int, int], ...]] = {}
+    for op in reversed(network.ops):
+        after = splits.setdefault(family[op.output], whole(moduli[op.output]))
+        for term in op.terms if isinstance(op, Conv) else (op,):
+            here, (rows, columns) = after, zoom_of(term)
+            if here and here[0] == (rows, columns):
+                here = here[1:]
+            if term.stride != (1, 1):
+                here = (term.stride, *here)
+            if modulus_of(here) == moduli[term.input]:
+                splits.setdefault(family[term.input], here)
+    return {name: splits.get(family[name], whole(moduli[name])) for name in network.tensors}
+
+
+def whole(modulus: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """A modulus as one split."""
+    return (modulus,) if modulus != (1, 1) else ()
+
+
+def modulus_of(splits: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    return prod(rows for rows, _ in splits), prod(columns for _, columns in splits)
+
+
+def make_layouts(network: Network, geometry: Geometry, batch: int, packed: Packed) -> dict[str, PlaneLayout]:
     """Layout of every tensor of `batch` pictures, all with one pitch and one picture pitch; but maps of one pixel have
     a word for each picture. Planes are an odd number of words apart, so that the results of neighbouring channels go to
-    different memory banks. The input's may be `packed`: no tile writes them."""
+    different memory banks."""
     moduli = solve_moduli(network)
+    if packed is Packed.ALL:
+        splits = solve_splits(network, moduli)
+    else:
+        splits = {name: whole(modulus) for name, modulus in moduli.items()}
     pitch = max(-(-tensor.shape.width // moduli[name][1]) for name, tensor in network.tensors.items())
     rows = max(-(-tensor.shape.height // moduli[name][0]) for name, tensor in network.tensors.items())
     layouts = {}
@@ -76,13 +126,13 @@ def make_layouts(network: Network, geometry: Geometry, batch: int, packed: bool)
             bits=geometry.wide_bits if wide else tensor.bits,
             signed=tensor.signed and not wide,
             lanes=geometry.lanes,
-            modulus=moduli[name],
+            splits=splits[name],
             pitch=pitch,
             stride=1,
             pictures=batch,
             picture_pitch=0 if batch == 1 else geometry.lanes if one_pixel else rows * pitch,
             zero_point=tensor.zero_point,
-            packed=packed and name == network.input,
+            packed=packed is Packed.ALL or (packed is Packed.INPUT and name == network.input),
         )
         layouts[name] = PlaneLayout(**dict(layout.__dict__, stride=layout.plane_words | 1))
     return layouts
@@ -99,24 +149,44 @@ def last_uses(network: Network) -> dict[str, int]:
     return uses
 
 
-def place(network: Network, geometry: Geometry, batch: int = 1) -> tuple[dict[str, Placement], bool]:
-    """Layout and address of every tensor, and whether input and output share their words with no other tensor.
+def placements(network: Network, geometry: Geometry, batch: int = 1) -> Iterator[tuple[dict[str, Placement], bool]]:
+    """One way, or two, to place all tensors, those with the fewest tensors packed first: layout and address of each,
+    and whether input and output share their words with no other. Raises CapacityError, naming the operator, if the
+    memory is too small for all of them.
+    """
+    residuals = {op.requantize.residual for op in network.ops if op.requantize is not None}
+    failure, found, words = None, False, 0
+    for packed in Packed:
+        layouts = make_layouts(network, geometry, batch, packed)
+        before, words = words, sum(layout.words for layout in layouts.values())
+        if packed is Packed.INPUT and (found or network.input in residuals):
+            words = before  # a residual is read by whole words: it lies as the output does
+            continue
+        if packed is Packed.ALL and words > before * WORTHWHILE:
+            continue
+        try:
+            yield place(network, layouts, geometry)
+            found = True
+        except CapacityError as error:
+            failure = error
+    if not found:
+        assert failure is not None
+        raise failure
+
+
+def place(network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry) -> tuple[dict[str, Placement], bool]:
+    """The address of every tensor, and whether input and output share their words with no other tensor.
 
     If there is room, no tensor takes the words of one that the operator just before still reads, and input and output
     have theirs to themselves: then pictures and operators overlap in time. If that does not help, the largest tensors
-    are placed first; then the input is packed. Raises CapacityError, naming the operator, if the memory is too
-    small.
+    are placed first.
     """
-    residuals = {op.requantize.residual for op in network.ops if op.requantize is not None}
     failure = None
-    # A residual is read by whole words, so it cannot be packed.
-    for packed in (False, True) if network.input not in residuals else (False,):
-        layouts = make_layouts(network, geometry, batch, packed)
-        for method, (spare, exclusive) in product((in_order, by_size), ((1, True), (0, True), (0, False))):
-            try:
-                return method(network, layouts, geometry, spare, exclusive), exclusive
-            except CapacityError as error:
-                failure = error if method is in_order and not packed else failure
+    for method, (spare, exclusive) in product((in_order, by_size), ((1, True), (0, True), (0, False))):
+        try:
+            return method(network, layouts, geometry, spare, exclusive), exclusive
+        except CapacityError as error:
+            failure = error if method is in_order else failure
     assert failure is not None
     raise failure
 

@@ -36,6 +36,11 @@ class Layer:
     last: int  # the epoch that late steps wait for; LONG_AGO if there are none
 
 
+def steps_of(layers: list[Layer]) -> int:
+    """Cycles that the array computes, if every group waits for all others after each operator."""
+    return sum(max(sum(task.steps for task in tasks) for tasks in layer.shares) for layer in layers)
+
+
 def schedule(network: Network, placed: dict[str, Placement], geometry: Geometry) -> list[Layer]:
     """Every operator's tasks and epochs."""
     limit = sections_limit(len(network.ops), network.name)
@@ -49,7 +54,12 @@ def schedule(network: Network, placed: dict[str, Placement], geometry: Geometry)
             tiles, words = tiles_of(op, placed)
             needed = needs(tiles, [written[name] for name in inputs_of(op)])
             late = late_channels(needed, first) if isinstance(op, Conv) else np.zeros(needed.shape[1], bool)
-            shares = spread(blocks_of(op, placed, words, late, geometry), len(tiles), load, geometry)
+            shares: list[list[Task]] = [[] for _ in load]
+            for parts in dict.fromkeys(tile.parts for tile in tiles):
+                blocks = blocks_of(op, placed, parts, words, late, geometry)
+                members = [number for number, tile in enumerate(tiles) if tile.parts == parts]
+                for share, tasks in zip(shares, spread(blocks, members, load, geometry), strict=True):
+                    share += tasks
             sections = cut(shares, tiles, placed[op.output], first, limit)
             written[op.output] = sections.written
             of_tiles = needed[:, ~late].max(axis=1)

@@ -15,18 +15,21 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 
 NIBBLE = 15
+LARGEST_PRODUCT = 8 * NIBBLE
 
 
 @dataclass
 class Steps:
-    """Steps in order: `planes`, `taps`, `pad` int64 (n,), `weights` int64 (n, columns), and `late` bool (n,): what the
-    step reads is written in a later epoch than what the others read."""
+    """Steps in order: `planes`, `taps`, `pad` int64 (n,), `weights` int64 (n, columns); bool (n,) whether what the step
+    reads is written in a later epoch than what the others read (`late`), and whether it reads other lanes of what the
+    step before reads (`repeated`)."""
 
     planes: np.ndarray
     taps: np.ndarray
     weights: np.ndarray
     pad: np.ndarray
     late: np.ndarray
+    repeated: np.ndarray
 
     def __len__(self) -> int:
         return len(self.planes)
@@ -86,16 +89,19 @@ def split_passes(
             if power > 0 and not passes:
                 continue
             zero = np.zeros(1, np.int64)
-            steps = Steps(zero, zero, np.zeros((1, columns), np.int64), zero, np.zeros(1, bool))
-        up = np.maximum(steps.weights, 0).cumsum(0) * largest
-        down = np.minimum(steps.weights, 0).cumsum(0) * largest
+            never = np.zeros(1, bool)
+            steps = Steps(zero, zero, np.zeros((1, columns), np.int64), zero, never, never)
+        # Of the steps that read the same for some lanes each, a lane has a pixel in one and the pad in all others.
+        most = np.where(steps.repeated, steps.pad, largest)[:, None]
+        up, down = (np.cumsum(bound(steps.weights, 0) * most, axis=0) for bound in (np.maximum, np.minimum))
+        room = limit - (columns * LARGEST_PRODUCT if steps.repeated.any() else 0)  # a cut may come between them
         by_nibble = bool(passes)
         if by_nibble:
             high, low = high * 16, low * 16
         begin = 0
         while begin < len(steps):
             base_up, base_down = (up[begin - 1], down[begin - 1]) if begin else (0, 0)
-            fits = ((up[begin:] - base_up <= limit) & (down[begin:] - base_down >= -limit)).all(1)
+            fits = ((up[begin:] - base_up <= room) & (down[begin:] - base_down >= -room)).all(1)
             end = begin + (len(fits) if fits.all() else int(np.argmin(fits)))
             passes.append((steps.take(slice(begin, end)), by_nibble))
             begin, by_nibble = end, False

@@ -1,23 +1,29 @@
 """Builds the tile, tap, mask and channel tables (formats in overlay/instructions.py). Equal rows are stored once.
 
-Tables that have no room for a whole network are cut into pages, which are loaded in turn. A tile is
-one word of an output phase. For each tap (kernel coordinate) its row of the tap table says how many pixels
-away the tap's pixels lie, and which lanes of them are inside the map.
+Tables that have no room for a whole network are cut into pages, which are loaded in turn. A tile is one word of an
+output plane. For each kernel coordinate its row of the tap table says how many pixels away the coordinate's pixels lie,
+and which lanes of them are inside the map. Where tensors are packed, a tile may have pixels of several phases, and a
+coordinate's lie at several distances: then it has as many taps, each with some of the lanes. Tiles with the same number
+of taps for each coordinate are a class, and have steps of their own; there are a few at most, the nearest are one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import combinations
 from typing import TypeAlias
 
 import numpy as np
 
 from sentei.host.network.ir import Conv, Pool, Term, kernel_of, zoom_of
+from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
-from sentei.overlay.instructions import TAP, TILE
+from sentei.overlay.instructions import STEP, TAP, TILE
 from sentei.overlay.layout import PlaneLayout
+
+MAX_TAPS = 1 << STEP["tap"].width
 
 Row: TypeAlias = tuple[tuple[int, int], ...]  # of each tap: offset in pixels, a bit for each lane inside the map
 
@@ -25,12 +31,14 @@ Row: TypeAlias = tuple[tuple[int, int], ...]  # of each tap: offset in pixels, a
 @dataclass(frozen=True)
 class Tile:
     """One tile of an operator: its `row` of taps, `source` and `target` are words within a plane, `reads` (words of the
-    input plane,) bool says for each of the operator's terms which of them it needs."""
+    input plane,) bool says for each of the operator's terms which of them it needs. `parts` are the taps of each of the
+    row's coordinates, if they are windows'."""
 
     row: Row
     source: int
     target: int
     reads: list[np.ndarray]
+    parts: tuple[int, ...] = ()
 
 
 def row_of(taps: list[tuple[int, np.ndarray]]) -> Row:
@@ -104,13 +112,11 @@ class Page:
 
 @dataclass(frozen=True)
 class OutputWord:
-    """A word of a plane that holds pixels: its phase, its number within the phase, and each lane's pixel.
+    """A word of a plane that holds pixels: its number, and each lane's pixel.
 
     `picture`, `y`, `x` are int64 (lanes,); lanes without a pixel have y = -1.
     """
 
-    phase_y: int
-    phase_x: int
     word: int
     picture: np.ndarray
     y: np.ndarray
@@ -123,18 +129,19 @@ def output_words(layout: PlaneLayout) -> list[OutputWord]:
     Words of the upper part of the map come first, whatever their phase: so that the next operator's first tiles read
     what was written early.
     """
-    words = []
-    phases = product(range(min(layout.modulus[0], layout.height)), range(min(layout.modulus[1], layout.width)))
-    for word, (phase_y, phase_x) in product(range(layout.phase_words), list(phases)):
-        pixel = word * layout.lanes + np.arange(layout.lanes)
-        picture = np.minimum(pixel // (layout.picture_pitch or len(pixel) * layout.phase_words), layout.pictures - 1)
-        pixel = pixel - picture * layout.picture_pitch
-        y = phase_y + layout.modulus[0] * (pixel // layout.pitch)
-        x = phase_x + layout.modulus[1] * (pixel % layout.pitch)
-        inside = (y < layout.height) & (x < layout.width)
-        if inside.any():
-            words.append(OutputWord(phase_y, phase_x, word, picture, np.where(inside, y, -1), x))
-    return words
+    pixels = np.full((3, layout.plane_words * layout.lanes), -1)
+    pixels[:, layout.positions().ravel()] = np.mgrid[: layout.pictures, : layout.height, : layout.width].reshape(3, -1)
+    words = [OutputWord(word, *of) for word, of in enumerate(pixels.reshape(3, -1, layout.lanes).swapaxes(0, 1))]
+
+    def order(here: OutputWord) -> tuple[int, ...]:
+        lane = int(np.argmax(here.y >= 0))
+        (y, phase_y), (x, phase_x) = (
+            divmod(int(of[lane]), modulus) for of, modulus in zip((here.y, here.x), layout.modulus, strict=True)
+        )
+        position = int(here.picture[lane]) * layout.picture_pitch + y * layout.pitch + x
+        return position // layout.lanes, phase_y, phase_x
+
+    return sorted((here for here in words if (here.y >= 0).any()), key=order)
 
 
 def window_tiles(
@@ -142,45 +149,74 @@ def window_tiles(
     target: PlaneLayout,
     terms: Sequence[Conv | Pool | Term],
     coordinates: list[np.ndarray],
+    limit: int,
 ) -> list[Tile]:
-    """Tiles of sliding windows, one of each term. Taps are numbered by term, ky, kx, among the term's `coordinates`,
-    bool (rows * columns,)."""
-    tiles = []
+    """Tiles of sliding windows, one of each term, of at most `limit` classes. Taps are numbered by term, ky, kx, among
+    the term's `coordinates`, bool (rows * columns,). CapacityError if there are too many."""
+    words, taps, reads = output_words(target), [], []
     positions = [source.positions() for source in sources]
-    for here in output_words(target):
-        taps: list[tuple[int, np.ndarray]] = []
-        reads = []
-        for term, source, position, used in zip(terms, sources, positions, coordinates, strict=True):
-            found, read = window_taps(here, term, source, position, used)
-            taps += found
-            reads.append(read)
-        phase = here.phase_y * target.modulus[1] + here.phase_x
-        tiles.append(Tile(row_of(taps), here.word, phase * target.phase_words + here.word, reads))
+    for here in words:
+        found = [
+            window_taps(here, term, source, position, used)
+            for term, source, position, used in zip(terms, sources, positions, coordinates, strict=True)
+        ]
+        taps.append([of for of_term, _ in found for of in of_term])
+        reads.append([read for _, read in found])
+    tiles = []
+    for here, own, read, parts in zip(
+        words, taps, reads, classes([[*map(len, of)] for of in taps], limit), strict=True
+    ):
+        nothing = (0, np.zeros(target.lanes, bool))
+        row = [tap for of, count in zip(own, parts, strict=True) for tap in (*of, *[nothing] * (count - len(of)))]
+        if len(row) > MAX_TAPS:
+            raise CapacityError(f"its windows have {len(row)} taps, more than {MAX_TAPS}; use a smaller kernel")
+        tiles.append(Tile(row_of(row), here.word, here.word, read, parts))
     return tiles
+
+
+def classes(counts: list[list[int]], limit: int) -> list[tuple[int, ...]]:
+    """Of each tile, the taps of each coordinate in its class, at least its own `counts`; at most `limit` classes."""
+    members: dict[tuple[int, ...], int] = Counter(map(tuple, counts))
+    of_class = {parts: parts for parts in members}
+    while len(members) > limit:
+
+        def cost(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
+            joined = sum(map(max, *pair))
+            return sum(members[parts] * (joined - sum(parts)) for parts in pair)
+
+        pair = min(combinations(members, 2), key=cost)
+        joined = tuple(map(max, *pair))
+        total = sum(members.pop(parts) for parts in pair)
+        members[joined] = members.get(joined, 0) + total
+        of_class = {parts: joined if of in pair else of for parts, of in of_class.items()}
+    return [of_class[tuple(parts)] for parts in counts]
 
 
 def window_taps(
     here: OutputWord, term: Conv | Pool | Term, source: PlaneLayout, positions: np.ndarray, used: np.ndarray
-) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
-    """The taps of an output word, and which words of the input plane (words,) bool they read."""
+) -> tuple[list[list[tuple[int, np.ndarray]]], np.ndarray]:
+    """The taps of an output word for each of the `used` coordinates, and which words of the input plane (words,) bool
+    they read."""
     taps = []
     reads = np.zeros(source.plane_words, bool)
-    stride, pads, zoom = term.stride, term.pads, zoom_of(term)
-    rows, columns = kernel_of(term)
-    for ky in range(rows):
-        for kx in np.flatnonzero(used[ky * columns : (ky + 1) * columns]).tolist():
-            row, phase_row = divmod(here.phase_y // zoom[0] * stride[0] + ky - pads.top, source.modulus[0])
-            column, phase_column = divmod(here.phase_x // zoom[1] * stride[1] + kx - pads.left, source.modulus[1])
-            phase = phase_row * source.modulus[1] + phase_column
-            offset = phase * source.phase_pixels + row * source.pitch + column
-            y, x = here.y // zoom[0] * stride[0] + ky - pads.top, here.x // zoom[1] * stride[1] + kx - pads.left
-            inside = (here.y >= 0) & (y >= 0) & (y < source.height) & (x >= 0) & (x < source.width)
-            # Were a tensor placed wrongly, this is where wrong pixels would be read.
-            lanes = np.flatnonzero(inside)
-            read = here.word * source.lanes + lanes + offset
-            assert (positions[here.picture[lanes], y[lanes], x[lanes]] == read).all(), "placement, window disagree"
-            reads[read // source.lanes] = True
-            taps.append((offset if len(lanes) else 0, inside))
+    columns = kernel_of(term)[1]
+    zoom = zoom_of(term)
+    corner = [
+        of // factor * stride - pad
+        for of, factor, stride, pad in zip(
+            (here.y, here.x), zoom, term.stride, (term.pads.top, term.pads.left), strict=True
+        )
+    ]
+    for coordinate in np.flatnonzero(used).tolist():
+        y, x = corner[0] + coordinate // columns, corner[1] + coordinate % columns
+        inside = (here.y >= 0) & (y >= 0) & (y < source.height) & (x >= 0) & (x < source.width)
+        lanes = np.flatnonzero(inside)
+        read = positions[here.picture[lanes], y[lanes], x[lanes]]
+        reads[read // source.lanes] = True
+        distance = np.zeros(len(inside), np.int64)
+        distance[lanes] = read - lanes - here.word * source.lanes
+        offsets = sorted({*distance[lanes].tolist()}) or [0]
+        taps.append([(offset, inside & (distance == offset)) for offset in offsets])
     return taps, reads
 
 

@@ -23,8 +23,8 @@ class Task:
         return self.block.steps * len(self.tiles)
 
 
-def spread(blocks: list[Block], tiles: int, load: list[int], geometry: Geometry) -> list[list[Task]]:
-    """Shares blocks among groups so that their `load`, which it adds to, comes out even.
+def spread(blocks: list[Block], tiles: list[int], load: list[int], geometry: Geometry) -> list[list[Task]]:
+    """Shares blocks, each on the same tiles, among groups so that their `load`, which it adds to, comes out even.
 
     Whole blocks first, as many for each group; what remains is cut into tiles, dealt out in turn: so all groups are
     at about the same tile at any time. Of groups with equal loads, one whose result bus has less to do is preferred.
@@ -46,9 +46,9 @@ def spread(blocks: list[Block], tiles: int, load: list[int], geometry: Geometry)
         for block in blocks[start : start + groups]:
             group = next_group(waiting)
             waiting.remove(group)
-            shares[group].append(Task(block, list(range(tiles))))
-            load[group] += block.steps * tiles + HEADER_CYCLES
-    parts = min(groups // gcd(groups, rest), tiles) if rest else 1
+            shares[group].append(Task(block, list(tiles)))
+            load[group] += block.steps * len(tiles) + HEADER_CYCLES
+    parts = min(groups // gcd(groups, rest), len(tiles)) if rest else 1
     waiting = list(range(groups))
     for block in blocks[whole:]:
         members = []
@@ -59,7 +59,7 @@ def spread(blocks: list[Block], tiles: int, load: list[int], geometry: Geometry)
             waiting.remove(members[-1])
             load[members[-1]] += HEADER_CYCLES
         numbers: dict[int, list[int]] = {group: [] for group in members}
-        for tile in range(tiles):
+        for tile in tiles:
             group = next_group(members)
             numbers[group].append(tile)
             load[group] += block.steps

@@ -55,10 +55,13 @@ def load_checkpoint(path: Path, device: torch.device) -> dict:
 def load_onnx_weights(network: nn.Module, path: Path) -> None:
     """Load a network's weights from an ONNX file that was exported from one like it, with its names."""
     try:
-        initializers = onnx.load(path).graph.initializer
+        graph = onnx.load(path).graph
     except (OSError, ValueError, DecodeError) as error:
         raise CheckpointError(f"{path} is no ONNX file: {first_line(error)}") from error
-    found = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in initializers}
+    found = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    for node in graph.node:  # the exporter writes equal tensors once
+        if node.op_type == "Identity" and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
     state = network.state_dict()
     wanted = {name for name in state if not name.endswith("num_batches_tracked")}
     if missing := sorted(wanted - {*found}):

@@ -108,13 +108,15 @@ def test_what_a_layout_packs_it_unpacks(seed):
     """Every value of every picture has a place of its own."""
     rng = np.random.default_rng(seed)
     channels, height, width, lanes = (int(v) for v in (*rng.integers(1, 9, 3), rng.choice([8, 32])))
-    modulus = tuple(int(v) for v in rng.integers(1, 4, 2))
+    splits = tuple((int(rows), int(columns)) for rows, columns in rng.integers(1, 4, (int(rng.integers(0, 3)), 2)))
+    modulus = [int(np.prod([split[axis] for split in splits], initial=1)) for axis in (0, 1)]
     pitch, rows = -(-width // modulus[1]) + int(rng.integers(0, 3)), -(-height // modulus[0])
     batch = int(rng.integers(1, 6))
     bits, signed = int(rng.integers(1, 9)), bool(rng.integers(0, 2))
     layout = PlaneLayout(
-        channels, height, width, bits, signed, lanes, modulus, pitch, 0, batch, rows * pitch + int(rng.integers(0, 3))
+        channels, height, width, bits, signed, lanes, splits, pitch, 0, batch, rows * pitch + int(rng.integers(0, 3))
     )
+    layout = replace(layout, packed=bool(rng.integers(0, 2)))
     layout = replace(layout, stride=layout.plane_words + int(rng.integers(0, 2)))
     values = rng.integers(layout.low, layout.high + 1, (3 * batch, channels, height, width))
     packed = layout.pack(values, lanes // 2)
