@@ -42,7 +42,7 @@ class Geometry:
     mask_entries: int = 512
     channel_entries: int = 512  # per requantizer: lines of thresholds
     instruction_words: int = 1024
-    profile_entries: int = 256
+    profile_entries: int = 1024
     bus_bits: int = 64  # DMA data width
 
     def __post_init__(self):

@@ -56,8 +56,9 @@ class Doubt:
     """A layer that computes what its model means, while float32 execution of the model may decide otherwise, for
     `sums` of its accumulators (counted for each channel, level and residual) in so many `channels`.
 
-    Of these, `ties` lie exactly between two levels of a residual addition: the model rounds them to even, the array up.
-    `outputs`: its sums are handed out whole, and what float32 makes of them differs by its rounding.
+    Of these, `nearest` lie between what is meant and the nearest threshold that the array can express: they come out a
+    level beside it. `ties` lie exactly between two levels of a residual addition: the model rounds them to even, the
+    array up. `outputs`: its sums are handed out whole, and what float32 makes of them differs by its rounding.
     """
 
     layer: str
@@ -65,6 +66,7 @@ class Doubt:
     channels: int
     ties: int = 0
     outputs: bool = False
+    nearest: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,9 @@ class Program:
         if not self.doubts:
             return "equal to the model's float32 execution for every input" + by_host
         rounded = [doubt for doubt in self.doubts if not doubt.outputs]
-        sums, ties = sum(doubt.sums for doubt in rounded), sum(doubt.ties for doubt in rounded)
-        parts = ["equal in exact arithmetic"]
+        sums, ties, nearest = (sum(getattr(doubt, of) for doubt in rounded) for of in ("sums", "ties", "nearest"))
+        but = f" but for {nearest} sums, which come out a level beside what is meant" if nearest else ""
+        parts = [f"equal in exact arithmetic{but}"]
         if rounded:
             names = ", ".join(doubt.layer for doubt in rounded)
             text = f"float32 rounding can decide otherwise for {sums} sums of {len(rounded)} layers ({names})"

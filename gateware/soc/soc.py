@@ -53,6 +53,26 @@ class RegisterMapError(SenteiError):
     """Gateware was generated whose registers are not where the contract says."""
 
 
+class AnswerRegister(LiteXModule):
+    """Registers between the bus and one of the CPU's two masters, "ibus" or "dbus": a slave's answer reaches it a cycle
+    later. Else the longest paths of the SoC would lead from the slaves, through the bus and the CPU."""
+
+    def __init__(self, cpu, name: str):
+        bus = getattr(cpu, name)
+        prefix = f"{name[0]}BusWishbone_"
+        self.cycle = cycle = Signal()  # the CPU's, until it has the answer
+        strobe, acknowledge, error = (Signal() for _ in range(3))
+        data = Signal(len(bus.dat_r))
+        cpu.cpu_params |= {f"o_{prefix}CYC": cycle, f"o_{prefix}STB": strobe, f"i_{prefix}ACK": acknowledge}
+        cpu.cpu_params |= {f"i_{prefix}ERR": error, f"i_{prefix}DAT_MISO": data}
+
+        # # #
+
+        answered = acknowledge | error
+        self.comb += [bus.cyc.eq(cycle & ~answered), bus.stb.eq(strobe & ~answered)]
+        self.sync += [acknowledge.eq(bus.cyc & bus.ack), error.eq(bus.cyc & bus.err), data.eq(bus.dat_r)]
+
+
 class System(LiteXModule):
     """What the firmware says of the SoC: that it has nothing to do, and how main memory is.
 
@@ -101,6 +121,8 @@ class SenteiSoC(SoCCore):
             bus_timeout=1024,
         )
         self.cpu.cpu_params["i_clk"] = ClockSignal("cpu")
+        for name in ("ibus", "dbus"):
+            self.add_module(f"{name}_answer", AnswerRegister(self.cpu, name))
 
         # LiteX would map every Memory inside the engine among the CSRs; the contract has registers only.
         engine.get_memories = lambda sort=False: []
@@ -130,7 +152,7 @@ class SenteiSoC(SoCCore):
             engine.bus.connect(memory.axi),
             self.system.wake.eq(~self.uart._rxempty.status),
             # A reset needs its clock.
-            self.cpu_idle.eq(self.system.asleep & ~self.cpu.ibus.cyc & ~self.cpu.dbus.cyc & ~ResetSignal()),
+            self.cpu_idle.eq(self.system.asleep & ~self.ibus_answer.cycle & ~self.dbus_answer.cycle & ~ResetSignal()),
         ]
 
     def add_csr_bridge(self, *arguments, **options):

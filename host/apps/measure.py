@@ -77,7 +77,8 @@ def first_difference(
 class Benchmark:
     """Cycles of one picture on a target, in a batch: its share of them.
 
-    `layers` has a dict for each layer: name, kind, the profile's words, bound_cycles and utilisation (bound / cycles).
+    `layers` has a dict for each layer: name, kind, the profile's words, bound_cycles and utilisation (bound / cycles);
+    or none, if the target's profile has no room for as many.
     """
 
     cycles: float
@@ -116,7 +117,8 @@ def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark
     seconds = time.perf_counter() - start
     simulated = (simulator.cycles - start_cycles if simulator else 0) / seconds / 1e3
     layers = []
-    for info, of_job in zip(program.layers, overlay.profile(), strict=True):
+    profile = overlay.profile()  # nothing, if the network has too many layers
+    for info, of_job in zip(program.layers[: len(profile)], profile, strict=True):
         record = {name: share(value, program) if name in PER_JOB else value for name, value in of_job.items()}
         bound = info.bound_cycles
         extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}

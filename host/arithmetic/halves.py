@@ -16,7 +16,7 @@ import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Divide, Quantizer, Scale
 from sentei.host.arithmetic.real_thresholds import reaching_as_meant
-from sentei.host.arithmetic.thresholds import LEVELS, NUMBERS, Piece, between, reached_by, reaching_in_float
+from sentei.host.arithmetic.thresholds import LEVELS, NUMBERS, Piece, between, in_pieces, reached_by, reaching_in_float
 from sentei.host.network.ir import residual_codes
 from sentei.host.network.lines import FINE, FREE
 from sentei.overlay.instructions import NO_RESIDUAL
@@ -79,9 +79,10 @@ def low_nibble(
     limits: tuple[np.ndarray, np.ndarray],
     bases: np.ndarray,
     factors: np.ndarray,
-) -> tuple[list[Piece], Doubt | None]:
-    """The low nibble of levels that rise with the accumulator, for sums bases[c] * accumulator + factors[c] * high; and
-    for how many accumulators the array or float32 may decide otherwise. `limits` are the accumulator's."""
+) -> tuple[list[Piece], Doubt | None, np.ndarray]:
+    """The low nibble of levels that rise with the accumulator, for sums bases[c] * accumulator + factors[c] * high; for
+    how many accumulators the array or float32 may decide otherwise; and for how many of each channel, int64 (C,), the
+    array does, as no line of thresholds will do. `limits` are the accumulator's."""
     (low, high), base = limits, bases[:, None]
     none, rises = np.zeros(1, np.int64), np.zeros(len(low), bool)
     upper = nibbles(whole)[0]
@@ -102,15 +103,22 @@ def low_nibble(
         first, last = np.minimum(np.minimum(*sides), meant), np.maximum(np.maximum(*sides), meant)
         doubtful += (np.clip(last, begin, end) - np.clip(first, begin, end)).sum(1)
     spec, exists = between(least[:, :, None], most[:, :, None], rises, residual_codes(None))
-    thresholds = np.where(exists[:, None], spec.thresholds, nearest_line(least, most, spec.low))
+    contradicts = (least > most).any(1)
+    thresholds = np.where(contradicts[:, None], nearest_line(least, most, spec.low), spec.thresholds)
     pieces = [Piece(0, LEVELS, replace(spec, thresholds=thresholds))]
     thresholds = reached_by(pieces)
+    if not (exists | contradicts).all():
+        least, most = (np.where(contradicts[:, None], thresholds, of)[:, :, None] for of in (least, most))
+        pieces = in_pieces(least, most, rises)
+        thresholds = reached_by(pieces)
+    wrong = np.zeros(len(low), np.int64)
     for begin, end, meant, added in windows:
         found = np.clip(-((added - thresholds) // base), begin, end)  # rounded up
-        doubtful += np.abs(found - meant).sum(1)
+        wrong += np.abs(found - meant).sum(1)
+    doubtful += wrong
     if not doubtful.any():
-        return pieces, None
-    return pieces, Doubt(op, int(doubtful.sum()), int((doubtful > 0).sum()))
+        return pieces, None, wrong
+    return pieces, Doubt(op, int(doubtful.sum()), int((doubtful > 0).sum()), nearest=int(wrong.sum())), wrong
 
 
 def nearest_line(least: np.ndarray, most: np.ndarray, lowest: np.ndarray) -> np.ndarray:

@@ -101,7 +101,9 @@ def requantize_sum_as_meant(
     sides = [reaching_in_float(chain, quantizer, low, high, integers, descending, side) for side in (-1, 1)]
     first, last = np.minimum(np.minimum(*sides), meant), np.maximum(np.maximum(*sides), meant)
     sums = wrong + (last - first).sum((1, 2))
-    return pieces, Doubt(op, int(sums.sum()), int((sums > 0).sum())) if sums.any() else None
+    if not sums.any():
+        return pieces, None
+    return pieces, Doubt(op, int(sums.sum()), int((sums > 0).sum()), nearest=int(wrong.sum()))
 
 
 def falls_as_meant(

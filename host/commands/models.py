@@ -261,6 +261,11 @@ def bench(
     table.add_row("whole picture", "", *totals)
     console.print(table)
     say(f"{figures['fps_100mhz']:.0f} pictures a second at 100 MHz; simulated at {result.simulated_khz:.0f} kHz")
+    if not result.layers:
+        room, records = program.geometry.profile_entries, len(program.layers) * groups
+        say(f"no figures of the layers: the profile has room for {room} of {records} records")
+        write_json(json_file, figures)
+        return
     chart = chart or Path("build/bench") / f"{program.name}.png"
     with writing(chart):
         cycles_chart(result.layers, groups, f"{program.name}: {result.cycles:.0f} cycles", chart)

@@ -17,7 +17,7 @@ from sentei.host.arithmetic.thresholds import Piece, identity, quiet_offsets, re
 from sentei.host.errors import InexactModel, MissingScale, UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.axes import Axes, map_axes, sizes, tidy, to_model
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.sums import absorbed, remainder, terms_of, with_room
+from sentei.host.frontend.sums import DIGIT, FINEST_BASE, absorbed, remainder, terms_of, with_room
 from sentei.host.frontend.values import QUANTIZE_IT, Activation, Tail, Value, Wide
 from sentei.host.network.ir import (
     WIDE,
@@ -266,8 +266,14 @@ class Builder:
         first = self.in_pieces(replace(op, name=self.op_name(f"{op.name} high")), pieces, of_high, doubt)
         high = quantized_tensor(self.free_name(f"{name} high", set(self.tensors)), shape, of_high)
         self.emit(first, high)
-        rest, bases, factors = remainder(place, op, high.name, quantizer, chain, limits)
-        pieces, doubt = low_nibble(op.name, chain, quantizer, limits, bases, factors)
+        finest = np.full(shape.channels, DIGIT**2)
+        while True:
+            rest, bases, factors = remainder(place, op, high.name, quantizer, chain, limits, finest)
+            pieces, doubt, wrong = low_nibble(op.name, chain, quantizer, limits, bases, factors)
+            coarse = (wrong > 0) & (finest < FINEST_BASE)
+            if not coarse.any():
+                break
+            finest = np.where(coarse, finest * DIGIT, finest)
         if doubt and self.strict:
             raise InexactModel(
                 f"{place}: float32 rounding can decide {doubt.sums} sums otherwise: use scales on one grid"

@@ -34,7 +34,7 @@ from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pool, Shape, Tensor,
 
 DIGIT = 16
 ROOM = ACCUMULATOR_LIMIT // 2  # that factors make use of: thresholds anywhere within are in the search's reach
-MOST_BASE = 256  # of what is left behind a high nibble
+FINEST_BASE = DIGIT**4  # of what is left behind a high nibble
 NEAR_ENOUGH = 1 / 16  # likewise: no larger numbers are looked for
 LARGEST_ERROR = 0.25  # of a sum, in units of the heavier side's
 
@@ -106,18 +106,26 @@ def with_room(activation: Activation, tensors: dict[str, Tensor]) -> tuple[Conv,
 
 
 def remainder(
-    place: str, op: Conv | Pool, high: str, quantizer: Quantizer, chain: Chain, limits: tuple[np.ndarray, np.ndarray]
+    place: str,
+    op: Conv | Pool,
+    high: str,
+    quantizer: Quantizer,
+    chain: Chain,
+    limits: tuple[np.ndarray, np.ndarray],
+    finest: np.ndarray,
 ) -> tuple[Conv, np.ndarray, np.ndarray]:
     """The operator whose sum is what is left behind the high nibble: (operator, bases (C,), factors (C,)), such that
-    its sum is base * l + factor * high, as nearly in the ratio of their worths as the accumulator has room for."""
+    its sum is base * l + factor * high, as nearly in the ratio of their worths as bases of at most `finest` (C,) and
+    the accumulator have room for."""
     one, most = worth(chain), DIGIT - 1
     reach = np.abs(limits).max(0)
     bases, factors = [], []
-    for each, limit in zip(one, reach, strict=True):
-        # Where 16 levels are worth more than all sums, the high nibble hardly changes.
-        steps = min(DIGIT * float(quantizer.scale) / each if each else 0.0, 2.0 * limit + 1)
+    for each, limit, largest in zip(one, reach, finest.tolist(), strict=True):
+        steps = DIGIT * float(quantizer.scale) / each if each else 0.0
+        if limit + most * steps >= ACCUMULATOR_LIMIT:  # the high nibble hardly changes, or there is no room
+            steps = min(steps, 2.0 * limit + 1)
         room = int(ROOM / max(1.0, limit + most * steps))
-        nearest = Fraction(steps).limit_denominator(min(max(room, 1), MOST_BASE))
+        nearest = Fraction(steps).limit_denominator(min(max(room, 1), largest))
         if nearest.denominator * limit + most * nearest.numerator >= ACCUMULATOR_LIMIT:
             raise UnsupportedBitWidth(
                 f"{place}: its sums reach {limit}, too much for more than 4 bits behind them: use fewer bits"

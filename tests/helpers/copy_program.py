@@ -19,7 +19,7 @@ def copy_program(
     """`input_offset` and `output_offset` send the transfers elsewhere; `opcode` stands at the end of the body."""
     pitch = WIDTH + 1
     words = -(-HEIGHT * pitch // geometry.lanes)
-    layout = PlaneLayout(CHANNELS, HEIGHT, WIDTH, 4, False, geometry.lanes, (1, 1), pitch, words)
+    layout = PlaneLayout(CHANNELS, HEIGHT, WIDTH, 4, False, geometry.lanes, (), pitch, words)
     count = layout.words
     load = {"opcode": Opcode.LOAD, "memory": Memory.ACTIVATION, "address": 5, "count": count, "base": Base.INPUT}
     store = {"opcode": Opcode.STORE, "address": 5, "count": count, "base": Base.OUTPUT}

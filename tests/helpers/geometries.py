@@ -11,8 +11,8 @@ NARROW = Geometry(
     lanes=4, columns=32, groups=8, requantizers=8, wide_bits=32, activation_words=32768
 )  # eight result buses that contend for two memory banks
 PAGED = replace(
-    PRESETS["8x8"], tile_entries=16, tap_entries=256, mask_entries=64, channel_entries=32
-)  # tables for a part of a layer at a time
+    PRESETS["8x8"], tile_entries=16, tap_entries=256, mask_entries=64, channel_entries=32, instruction_words=16
+)  # tables for a part of a layer at a time, and eight instructions
 LAYER_GEOMETRIES = {name: PRESETS[name] for name in ("8x8", "16x16", "32x32")}
 LAYER_GEOMETRIES |= {"odd": ODD, "narrow": NARROW, "paged": PAGED}
 

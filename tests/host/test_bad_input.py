@@ -495,6 +495,18 @@ def test_more_instructions_than_there_is_memory_for_are_reported_and_the_next_ru
     bench.assert_right_after_loading()
 
 
+@pytest.mark.parametrize("words", [0, GEOMETRY.instruction_words + 1])
+def test_a_page_of_instructions_that_there_is_no_room_for_is_reported_and_the_next_run_is_right(bench, words):
+    def change(index, fields):
+        return {"opcode": Opcode.PAGE, "count": words} if index == GOOD.body else None
+
+    bench.overlay.load(patched(GOOD, change))
+    with pytest.raises(EngineError, match="no such instruction") as info:
+        bench.overlay.run(small_pictures(1))
+    assert info.value.code == ErrorCode.BAD_INSTRUCTION
+    bench.assert_right_after_loading()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_streams_end_in_time_and_the_next_run_is_right(bench, seed):
     """Jobs and steps are noise: the groups may never end, write anywhere, or seem to work."""

@@ -323,6 +323,15 @@ def test_the_first_layer_that_differs_is_found(overlay_path, folder):
             assert found is not None and found.layer == network.ops[layer].name and found.channel == 2
 
 
+def test_bench_says_that_the_profile_has_no_room_for_a_network(sentei, simulator, folder, monkeypatch):
+    monkeypatch.setattr(SenteiOverlay, "profile", lambda overlay: [])
+    code, text, said = sentei("bench", folder / "small.onnx", *GEOMETRY, "--json", folder / "bench.json")
+    assert (code, said) == (0, "")
+    assert "no figures of the layers: the profile has room for 1024 of" in " ".join(text.split())
+    figures = json.loads((folder / "bench.json").read_text())
+    assert figures["layers"] == [] and figures["cycles"] > figures["bound_cycles"] > 0
+
+
 @pytest.mark.parametrize("model", ["small.onnx", "small.sentei"])
 def test_bench_measures_every_layer_and_draws_a_chart(sentei, simulator, folder, model):
     sentei("compile", folder / "small.onnx", *GEOMETRY)

@@ -61,7 +61,7 @@ def seal(header: bytes, data: bytes) -> bytes:
 
 
 def small_program(geometry=PRESETS["8x8"], data=bytes(16), **changes) -> Program:
-    layout = PlaneLayout(2, 3, 4, 4, False, geometry.lanes, (1, 1), 4, 3)
+    layout = PlaneLayout(2, 3, 4, 4, False, geometry.lanes, (), 4, 3)
     values = dict(
         name="small",
         geometry=geometry,

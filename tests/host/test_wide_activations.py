@@ -62,6 +62,23 @@ def test_wide_activations_of_scales_on_no_grid(seed):
     assert np.isclose(found, expected, rtol=0.02, atol=0.02 * np.abs(expected).max()).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_one_wide_activation_after_another_is_exact(seed):
+    """With any factors between the two: a remainder is taken as finely as that needs."""
+    random, net = np.random.default_rng(seed), Net()
+    picture = net.quant("input", 2.0**-7, 8, True)
+    first = net.wide(net.node("Conv", picture, net.weights(128, 3, 1, 1)), 0.5, 8, True)
+    scaled = net.node("Mul", first, net.constant(random.uniform(0.05, 0.3, (128, 1, 1))))
+    moved = net.node("Add", scaled, net.constant(random.uniform(-1, 3, (128, 1, 1))))
+    second = net.wide(net.node("Relu", moved), 2.0**-5)
+    made = net.model((4, 3, 6, 8), net.node("Conv", second, net.weights(3, 128, 1, 1)), 4)
+    network = load(made)
+    assert not any(doubt.nearest for doubt in network.doubts), f"seed {seed}"
+    images = random_images(seed, network, 4)
+    differing = (execute(made, network, images) != reference.predict(network, images).reshape(4, -1)).sum()
+    assert differing == 0 or network.doubts, f"seed {seed}"
+
+
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("signed", [False, True])
 def test_maxima_of_wide_activations(late, signed):

@@ -24,6 +24,7 @@ from sentei.driver import SenteiOverlay
 from sentei.gateware.technologies.technology import PACKED, PORTABLE
 from sentei.host.compiler import compile as compiler
 from sentei.host.compiler.compile import compile_network
+from sentei.host.compiler.placement import Packed, make_layouts, place
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.host.network.ir import WIDE
@@ -34,6 +35,7 @@ from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Mem
 NETWORKS = {"8x8": (40, 2000), "portable": (10, 400), "32x32": (10, 400)}
 STREAMED = (12, 300)  # of each kind
 BATCHED = (16, 500)
+PACKED_PHASES = (12, 500)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +81,31 @@ def test_a_random_network_equals_the_reference_and_qonnx(overlays, name, seed):
     assert_equal(overlay, model, network, program, random_images(seed, network, batch), text)
 
 
+def all_packed(network, geometry, batch):
+    yield place(network, make_layouts(network, geometry, batch, Packed.ALL), geometry)
+
+
+@pytest.mark.parametrize("seed", seeds(*PACKED_PHASES))
+def test_packed_phases_give_equal_results(overlays, monkeypatch, seed):
+    """Tensors without gaps between their phases, also where that takes more steps."""
+    monkeypatch.setattr(compiler, "placements", all_packed)
+    for attempt in range(20):
+        model, network, program, description = fitting_network(70_000 + 20 * seed + attempt, NETWORK_GEOMETRIES["8x8"])
+        if program.input.phases > 1:
+            break
+    text = f"seed {seed}, attempt {attempt}: {description}"
+    print(text)
+    overlay = overlays("8x8")
+    overlay.device.simulator.stall_memory(0)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    assert_equal(overlay, model, network, program, random_images(seed, network, batch), text)
+
+
 @pytest.mark.parametrize("seed", seeds(*BATCHED))
-def test_a_batch_equals_the_reference_and_qonnx(overlays, seed):
-    """Of two to five pictures, and again with one that is not full."""
+def test_a_batch_equals_the_reference_and_qonnx(overlays, monkeypatch, seed):
+    """Of two to five pictures, and again with one that is not full; half of them with packed phases."""
+    if seed % 4 > 1:
+        monkeypatch.setattr(compiler, "placements", all_packed)
     geometry = NETWORK_GEOMETRIES["8x8"]
     batch = 2 + seed % 4
     for attempt in range(20):
