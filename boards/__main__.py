@@ -2,7 +2,7 @@
 
     python -m sentei.boards ulx3s --device 85F --output build/ulx3s-85F
 
-prints a line when a step begins, "overlay: DIRECTORY" at the end, and errors to stderr.
+prints a line when a step begins, "... TEXT" when it is further, "overlay: DIRECTORY" at the end, and errors to stderr.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def add_bitstream(directory: Path, bit: Path) -> None:
 @contextmanager
 def stage(text: str):
     print(text, flush=True)
-    yield
+    yield lambda progress: print(f"... {progress}", flush=True)
 
 
 def main() -> None:
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--device", help="which FPGA the board has, if it comes with several")
     parser.add_argument("--output", type=Path, help="folder (default: the board's own)")
     parser.add_argument("--seed", type=int, default=1, help="of the placement")
+    parser.add_argument("--clock", type=float, help="MHz (default: the preset's)")
     parser.add_argument("--report", type=Path, help="file of the boards' figures (JSON) to add these to")
     parser.add_argument("--bit", type=Path, help="build nothing, but add this bitstream of the project")
     arguments = parser.parse_args()
@@ -51,6 +52,8 @@ def main() -> None:
         device = arguments.device or (next(iter(board.devices)) if len(board.devices) == 1 else None)
         if device not in board.devices:
             raise InputError(f"{arguments.board}: --device must be one of {', '.join(board.devices)}, not {device}")
+        if arguments.clock is not None:
+            board = board.at_clock(device, round(arguments.clock * 1e6))
         directory = arguments.output or board.directory(device)
         if arguments.bit is not None:
             add_bitstream(directory, arguments.bit)

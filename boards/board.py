@@ -7,22 +7,34 @@ SoC --LiteX--> Verilog, constraints --flow--> bitstream
 from __future__ import annotations
 
 import logging
+import os
+import platform as system
+import re
 import shutil
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sentei.boards.flow import NAME, Device, Flow, Stage
+from sentei.boards.flow import NAME, ClockMissed, Device, Flow, Stage, silent
 from sentei.gateware.engine.engine import Engine
 from sentei.gateware.soc.soc import SenteiSoC
-from sentei.overlay.errors import BuildError
+from sentei.overlay.errors import BuildError, InputError
 from sentei.overlay.hwh import hardware_description
 from sentei.overlay.manifest import Manifest, MemoryModel, sha256_of
 
+CPU_NAMES = Path("/proc/cpuinfo")
+SLOWEST_HZ, FASTEST_HZ = 5_000_000, 400_000_000
 LOGGERS = ("SoC", "SoCBusHandler", "SoCCSRHandler", "SoCIRQHandler", "ECP5PLL", "S7PLL")
+
+
+def machine() -> str:
+    """What this computer is: processor and cores."""
+    names = re.findall(r"model name\s*:\s*(.*)", CPU_NAMES.read_text()) if CPU_NAMES.exists() else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else system.machine()}, {cores} cores"
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,6 @@ class Board:
         device = self.devices[name]
         platform, clocks, memory, port = self.parts(name, device.geometry, device.clock_hz)
         engine = Engine(device.geometry, self.flow.technology(device.multipliers))
-        self.flow.constrain(name, engine)
         soc = SenteiSoC(platform, device.geometry, engine, memory, port, clocks, device.clock_hz, self.packet_cycles)
         self.connect(soc, platform)
         soc.install_firmware(directory)
@@ -76,20 +87,31 @@ class Board:
         soc, platform = self.make_soc(name, work)
         return soc, platform, self.flow.write_verilog(soc, platform, work)
 
-    def build(self, name: str, directory: Path, seed: int = 1, stage: Stage = nullcontext) -> dict:
+    def build(self, name: str, directory: Path, seed: int = 1, stage: Stage = silent) -> dict:
         """Build the overlay in `directory`; returns its figures. Each step runs in the context `stage(text)`.
 
         BuildError if it does not fit or a clock is missed, and nothing can be loaded then; or if the tools that make
         the bitstream are not there, and only that is missing then.
         """
+        begun = time.monotonic()
         device = self.devices[name]
         directory = directory.resolve()
         work = directory / "work"
         (directory / "manifest.json").unlink(missing_ok=True)
+        if not self.makes_clock(name, device.clock_hz):
+            slower = self.clock_up_to(name, device.clock_hz / 1e6)
+            raise BuildError(
+                f"{self.label(name)}: its PLL cannot make {device.clock_hz / 1e6:g} MHz, but --clock {slower}"
+            )
         with stage("writing Verilog"):
             soc, platform, sources = self.write_verilog(name, work)
         inputs = self.inputs(name, sources)
-        outcome = self.flow.implement(self.label(name), device, platform, sources, work, seed, stage)
+        try:
+            outcome = self.flow.implement(self.label(name), device, platform, sources, work, seed, stage)
+        except ClockMissed as error:
+            slower = self.clock_up_to(name, error.reached_mhz) if error.reached_mhz else None
+            remedy = f"build it for a clock that it reaches, --clock {slower}, or " if slower else ""
+            raise BuildError(f"{error}. What may help: {remedy}another --seed") from error
         files = {"hwh": directory / f"{NAME}.hwh"}
         addresses = soc.addresses
         files["hwh"].write_text(hardware_description(addresses["engine"], addresses["interrupts"], device.clock_hz))
@@ -111,8 +133,30 @@ class Board:
         ).save()
         if outcome.missing:
             raise BuildError(outcome.missing)
-        command = f"sentei build {self.name} --device {name} --seed {seed}"
-        return self.figures(name, outcome.figures, self.flow.tools(), command)
+        command = f"sentei build {self.name} --device {name} --clock {device.clock_hz / 1e6:g} --seed {seed}"
+        measured = outcome.figures | {"seconds": round(time.monotonic() - begun), "machine": machine()}
+        return self.figures(name, measured, self.flow.tools(), command)
+
+    def at_clock(self, name: str, clock_hz: int) -> Board:
+        """The board with another clock for the device of that name. InputError for one that is none."""
+        if not SLOWEST_HZ <= clock_hz <= FASTEST_HZ:
+            slowest, fastest = SLOWEST_HZ // 1_000_000, FASTEST_HZ // 1_000_000
+            raise InputError(f"--clock must be {slowest} to {fastest} (MHz), not {clock_hz / 1e6:g}")
+        return replace(self, devices=self.devices | {name: replace(self.devices[name], clock_hz=clock_hz)})
+
+    def makes_clock(self, name: str, clock_hz: int) -> bool:
+        """Whether the device's PLL can make that clock."""
+        _, clocks, *_ = self.parts(name, self.devices[name].geometry, clock_hz)
+        try:
+            clocks.pll.compute_config()
+        except ValueError:
+            return False
+        return True
+
+    def clock_up_to(self, name: str, mhz: float) -> int | None:
+        """The fastest clock of whole MHz, up to that one, that the device's PLL can make."""
+        slower = range(int(mhz), SLOWEST_HZ // 1_000_000 - 1, -1)
+        return next((clock for clock in slower if self.makes_clock(name, clock * 1_000_000)), None)
 
     def inputs(self, name: str, sources: list[Path]) -> str:
         """Identity of what is built, for the manifest."""

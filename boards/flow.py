@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sentei.gateware.technologies.technology import Technology
+from sentei.overlay.errors import BuildError
 from sentei.overlay.geometry import Geometry
 
 NAME = "sentei"  # of all files
-Stage = Callable[[str], AbstractContextManager]
+# stage(text) is the context of a step, and gives a function that shows how far it is, or None.
+Stage = Callable[[str], AbstractContextManager[Callable[[str], object] | None]]
+
+
+@contextmanager
+def silent(text: str) -> Iterator[None]:
+    """The context of a step that nobody watches."""
+    yield None
 
 
 @dataclass(frozen=True)
@@ -34,15 +42,21 @@ class Outcome:
     missing: str = ""
 
 
+class ClockMissed(BuildError):
+    """A design is placed and routed, but not fast enough. `reached_mhz`: what its own clock reaches, if that one is the
+    reason."""
+
+    def __init__(self, text: str, reached_mhz: float | None):
+        super().__init__(text)
+        self.reached_mhz = reached_mhz
+
+
 class Flow(ABC):
     """Tools, and the form that the engine has for them."""
 
     @abstractmethod
     def technology(self, multipliers: int) -> Technology:
         """What the datapath is made of on a device that gives it so many multipliers."""
-
-    def constrain(self, device: str, engine: Any) -> None:  # noqa: B027 (most have nothing to do)
-        """Give parts of the engine places on the device of that name, where that matters."""
 
     def write_verilog(self, soc: Any, platform: Any, work: Path) -> list[Path]:
         """Write Verilog and constraints to `work`; returns all sources."""

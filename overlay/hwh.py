@@ -12,6 +12,7 @@ stands in its place.
 
 from __future__ import annotations
 
+from math import ceil
 from xml.etree import ElementTree
 
 from sentei.overlay.registers import INTERRUPT_REGISTERS, INTERRUPT_VLNV, REGISTERS, VLNV
@@ -85,7 +86,7 @@ def _add_processing_system(modules, bases: dict[str, int], clock_hz: int) -> Non
     # pynq 4.0.0 reads Zynq-7000's clock there, too.
     values: dict[str, object] = {"PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ": clock_mhz}
     for clock in range(4):
-        divisor = round(IO_PLL_MHZ / clock_mhz) if clock == 0 else 1
+        divisor = ceil(IO_PLL_MHZ / clock_mhz) if clock == 0 else 1
         values[f"PCW_FPGA_FCLK{clock}_ENABLE"] = int(clock == 0)
         values[f"PCW_FCLK{clock}_PERIPHERAL_DIVISOR0"] = divisor
         values[f"PCW_FCLK{clock}_PERIPHERAL_DIVISOR1"] = 1

@@ -28,7 +28,7 @@ from migen.fhdl.structure import _Fragment
 from migen.fhdl.tools import list_signals, list_special_ios, list_targets
 
 from sentei.boards.ecp5.flow import SYNTHESIS
-from sentei.boards.ecp5.presets import LARGE
+from sentei.boards.ecp5.presets import WHOLE
 from sentei.gateware.engine.engine import Engine
 from sentei.gateware.technologies.technology import ECP5_85F, PORTABLE, Technology
 from sentei.gateware.tools.yowasp import yosys
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--output", default="build/area", help="directory for Verilog, netlists and logs")
     arguments = parser.parse_args()
-    parts = parts_of(LARGE, ECP5_85F if arguments.technology == "ecp5" else PORTABLE)
+    parts = parts_of(WHOLE, ECP5_85F if arguments.technology == "ecp5" else PORTABLE)
     if arguments.only:
         unknown = set(arguments.only) - {part.name for part in parts}
         if unknown:
@@ -193,7 +193,7 @@ def main() -> None:
         report = {
             "device": DEVICE,
             "technology": arguments.technology,
-            "geometry": LARGE.to_dict(),
+            "geometry": WHOLE.to_dict(),
             "synthesis": SYNTHESIS,
             "blocks": {part.name: {"copies": part.count, "cells_of_one": part.cells} for part in parts},
         }

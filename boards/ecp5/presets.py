@@ -1,4 +1,8 @@
-"""What is built for each ECP5: the engine's geometry, how many multipliers it has, and its clock."""
+"""What is built for each ECP5: the engine's geometry, how many multipliers it has, and its clock.
+
+The array of each is the largest whose clock was met with some room (reports/boards.json); docs/boards.md has the
+measurements.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from sentei.boards.flow import Device
 from sentei.gateware.soc.dram import DDR3_BUS_BITS
 from sentei.overlay.geometry import Geometry
 
-# 32x32 with memories that leave EBRs of an LFE5U-85F to the rest of the SoC.
-LARGE = Geometry(
+# 32x32 with memories that leave EBRs of an LFE5U-85F to the rest of the SoC; it fits, but nothing routes it.
+WHOLE = Geometry(
     activation_words=2048,
     stream_words=2048,
     tile_entries=512,
@@ -19,13 +23,14 @@ LARGE = Geometry(
     instruction_words=512,
     profile_entries=64,
 )
-SMALL = replace(LARGE, lanes=8, columns=8, groups=1, requantizers=1, bus_bits=32, activation_words=4096)
-MEDIUM = replace(LARGE, lanes=16, columns=16, groups=2, requantizers=1, activation_words=2048)
+SMALL = replace(WHOLE, lanes=8, columns=8, groups=1, requantizers=1, bus_bits=32, activation_words=4096)
+MEDIUM = replace(WHOLE, lanes=16, columns=16, groups=2, requantizers=1)
+LARGE = replace(WHOLE, columns=16, groups=2, requantizers=1)
 DEVICES = {
     "12F": Device(SMALL, multipliers=16, clock_hz=70_000_000),  # LiteDRAM's bank machines reach little more
     "25F": Device(SMALL, multipliers=16, clock_hz=70_000_000),
-    "45F": Device(MEDIUM, multipliers=64, clock_hz=75_000_000),
-    "85F": Device(LARGE, multipliers=156, clock_hz=75_000_000),
+    "45F": Device(MEDIUM, multipliers=64, clock_hz=65_000_000),
+    "85F": Device(LARGE, multipliers=128, clock_hz=75_000_000),
 }
 
 

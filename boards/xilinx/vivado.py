@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from sentei.boards.flow import NAME, Flow, Outcome
+from sentei.boards.flow import NAME, ClockMissed, Flow, Outcome
 from sentei.gateware.technologies.technology import xilinx
 from sentei.gateware.tools.programs import run
 from sentei.overlay.errors import BuildError
@@ -38,9 +38,10 @@ class VivadoFlow(Flow):
         target = device.clock_hz / 1e6
         achieved = round(1 / (1 / target - slack / 1e3), 2)
         if slack < 0:
-            raise BuildError(
+            raise ClockMissed(
                 f"{label} misses its clock: it reaches {achieved} MHz of {target}; the critical paths are in "
-                f"{work / NAME}_timing.rpt"
+                f"{work / NAME}_timing.rpt",
+                achieved,
             )
         return Outcome(
             {"bit": work / f"{NAME}.bit"},

@@ -112,6 +112,10 @@ class ZynqBoard(Board):
     def target(self) -> str:
         return "pynq"
 
+    def makes_clock(self, name: str, clock_hz: int) -> bool:
+        """The processing system makes one near to it, and not faster (overlay/hwh.py)."""
+        return True
+
     def make_soc(self, name: str, directory: Path):
         device = self.devices[name]
         platform = self.parts()

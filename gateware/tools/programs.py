@@ -12,6 +12,8 @@ import json
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +87,41 @@ def require(name: str) -> str:
     return str(shutil.which(name))
 
 
-def run(command: list, directory: Path) -> None:
-    """Run a tool; BuildError with the end of its output if it fails."""
-    result = subprocess.run([str(word) for word in command], cwd=directory, capture_output=True, text=True)
-    if result.returncode:
-        output = (result.stdout + result.stderr).strip()
-        raise BuildError(f"{command[0]} failed in {directory} (exit code {result.returncode}):\n{output[-4000:]}")
+def run(
+    command: list, directory: Path, watch: Callable[[str], object] = lambda line: None, limit_s: float | None = None
+) -> None:
+    """Run a tool, each line that it prints through `watch`. BuildError with the end of its output if it fails, or if it
+    is not done after `limit_s`: it is stopped then."""
+    words = [str(word) for word in command]
+    said: deque[str] = deque(maxlen=60)
+    late = threading.Event()
+    with subprocess.Popen(
+        words, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(limit_s or threading.TIMEOUT_MAX, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                said.append(line)
+                watch(line)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            timer.cancel()
+    output = "".join(said).strip()[-4000:]
+    if late.is_set():
+        raise BuildError(
+            f"{command[0]} was stopped in {directory}: not done after {limit_s:g} s; at last it said\n{output}"
+        )
+    if process.returncode:
+        raise BuildError(f"{command[0]} failed in {directory} (exit code {process.returncode}):\n{output}")
 
 
 if __name__ == "__main__":

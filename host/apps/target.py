@@ -23,6 +23,7 @@ from sentei.overlay.geometry import PRESETS, Geometry
 from sentei.overlay.manifest import MEMORY_MODELS, Manifest
 
 OVERLAY = "overlay: "  # how the last line of a build begins
+FURTHER = "... "
 
 
 def geometry_named(name: str) -> Geometry:
@@ -66,11 +67,16 @@ def build_board(arguments: list[str], step: Callable) -> Path:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
         ExitStack() as under_way,
     ):
+        show = None
         for line in process.stdout or ():
             said = line.strip()
+            if said.startswith(FURTHER):
+                if show is not None:
+                    show(text=said.removeprefix(FURTHER))
+                continue
             under_way.close()
             if not said.startswith(OVERLAY):
-                under_way.enter_context(step(said))
+                show = under_way.enter_context(step(said))
         if process.wait():
             errors.seek(0)
             raise BuildError(errors.read().strip())

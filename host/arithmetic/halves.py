@@ -16,7 +16,7 @@ import numpy as np
 
 from sentei.host.arithmetic.float_chain import Chain, Divide, Quantizer, Scale
 from sentei.host.arithmetic.real_thresholds import reaching_as_meant
-from sentei.host.arithmetic.thresholds import LEVELS, NUMBERS, Piece, between, in_pieces, reached_by, reaching_in_float
+from sentei.host.arithmetic.thresholds import LEVELS, NUMBERS, Piece, between, reached_by, reaching_in_float
 from sentei.host.network.ir import residual_codes
 from sentei.host.network.lines import FINE, FREE
 from sentei.overlay.instructions import NO_RESIDUAL
@@ -103,14 +103,9 @@ def low_nibble(
         first, last = np.minimum(np.minimum(*sides), meant), np.maximum(np.maximum(*sides), meant)
         doubtful += (np.clip(last, begin, end) - np.clip(first, begin, end)).sum(1)
     spec, exists = between(least[:, :, None], most[:, :, None], rises, residual_codes(None))
-    contradicts = (least > most).any(1)
-    thresholds = np.where(contradicts[:, None], nearest_line(least, most, spec.low), spec.thresholds)
+    thresholds = np.where(exists[:, None], spec.thresholds, nearest_line(least, most, spec.low))
     pieces = [Piece(0, LEVELS, replace(spec, thresholds=thresholds))]
     thresholds = reached_by(pieces)
-    if not (exists | contradicts).all():
-        least, most = (np.where(contradicts[:, None], thresholds, of)[:, :, None] for of in (least, most))
-        pieces = in_pieces(least, most, rises)
-        thresholds = reached_by(pieces)
     wrong = np.zeros(len(low), np.int64)
     for begin, end, meant, added in windows:
         found = np.clip(-((added - thresholds) // base), begin, end)  # rounded up

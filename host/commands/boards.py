@@ -33,6 +33,12 @@ def build(
         Path | None,
         typer.Option("--output", "-o", help="folder (default: build/BOARD-DEVICE)"),
     ] = None,
+    clock: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="MHz (default: the device's); a build that misses its clock says which one it reaches"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the placement; another may be faster")] = 1,
     bit: Annotated[
         Path | None,
@@ -53,7 +59,14 @@ def build(
         with step(f"building the {geometry} simulator"):
             directory = build_simulator(geometry, memory)
     else:
-        options = {"--device": device, "--output": output, "--seed": seed, "--bit": bit, "--report": report}
+        options = {
+            "--device": device,
+            "--output": output,
+            "--seed": seed,
+            "--clock": clock,
+            "--bit": bit,
+            "--report": report,
+        }
         given = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
         directory = build_board([board, *given], step)
     say(f"overlay: {directory}")

@@ -48,7 +48,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the fi
 
 @contextmanager
 def step(text: str):
-    """Shows that `text` is under way; yields a function (done, total) that moves a bar."""
+    """Shows that `text` is under way; yields a function (done, total) that moves a bar, or shows more `text`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,7 +58,12 @@ def step(text: str):
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        what = text
+
+        def move(done: int | None = None, total: int | None = None, text: str = "") -> None:
+            progress.update(task, completed=done, total=total, description=f"{what}: {text}" if text else what)
+
+        yield move
         if progress.tasks[0].total is None:
             progress.update(task, completed=1, total=1)
 

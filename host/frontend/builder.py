@@ -17,7 +17,15 @@ from sentei.host.arithmetic.thresholds import Piece, identity, quiet_offsets, re
 from sentei.host.errors import InexactModel, MissingScale, UnsupportedBitWidth, UnsupportedOperator
 from sentei.host.frontend.axes import Axes, map_axes, sizes, tidy, to_model
 from sentei.host.frontend.model_file import Node
-from sentei.host.frontend.sums import DIGIT, FINEST_BASE, absorbed, remainder, terms_of, with_room
+from sentei.host.frontend.sums import (
+    COARSE,
+    FINER,
+    absorbed,
+    remainder,
+    remainder_factors,
+    terms_of,
+    with_room,
+)
 from sentei.host.frontend.values import QUANTIZE_IT, Activation, Tail, Value, Wide
 from sentei.host.network.ir import (
     WIDE,
@@ -262,18 +270,12 @@ class Builder:
             if self.strict:
                 raise
             pieces, doubt = requantize_as_meant(*arguments)
-        shape, limits = self.extent_of(op), self.reach(op)
+        shape = self.extent_of(op)
         first = self.in_pieces(replace(op, name=self.op_name(f"{op.name} high")), pieces, of_high, doubt)
         high = quantized_tensor(self.free_name(f"{name} high", set(self.tensors)), shape, of_high)
         self.emit(first, high)
-        finest = np.full(shape.channels, DIGIT**2)
-        while True:
-            rest, bases, factors = remainder(place, op, high.name, quantizer, chain, limits, finest)
-            pieces, doubt, wrong = low_nibble(op.name, chain, quantizer, limits, bases, factors)
-            coarse = (wrong > 0) & (finest < FINEST_BASE)
-            if not coarse.any():
-                break
-            finest = np.where(coarse, finest * DIGIT, finest)
+        bases, factors, pieces, doubt = self.exact_remainder(place, op, quantizer, chain)
+        rest = remainder(place, op, chain, high.name, bases, factors)
         if doubt and self.strict:
             raise InexactModel(
                 f"{place}: float32 rounding can decide {doubt.sums} sums otherwise: use scales on one grid"
@@ -283,6 +285,25 @@ class Builder:
         self.emit(second, low)
         wide = Wide(quantized_tensor(name, shape, quantizer), high.name, low.name)
         return self.sum_of_nibbles(wide, op.name, place, activation.axes)
+
+    def exact_remainder(
+        self, place: str, op: Conv | Pool, quantizer: Quantizer, chain: Chain
+    ) -> tuple[np.ndarray, np.ndarray, list[Piece], Doubt | None]:
+        """Of each channel the coarsest remainder (`remainder_factors`) behind which every low nibble comes out as
+        meant, or the coarsest of all, where none does; and the low nibble."""
+        limits = self.reach(op)
+        bases, factors = remainder_factors(place, quantizer, chain, limits, COARSE)
+        pieces, doubt, wrong = low_nibble(op.name, chain, quantizer, limits, bases, factors)
+        for finest in FINER:
+            if not wrong.any():
+                break
+            finer = remainder_factors(place, quantizer, chain, limits, finest)
+            *_, left = low_nibble(op.name, chain, quantizer, limits, *finer)
+            better = (wrong > 0) & (left == 0)
+            if better.any():
+                bases, factors = (np.where(better, new, old) for new, old in zip(finer, (bases, factors), strict=True))
+                pieces, doubt, wrong = low_nibble(op.name, chain, quantizer, limits, bases, factors)
+        return bases, factors, pieces, doubt
 
     def sum_of_nibbles(self, wide: Wide, name: str, label: str, axes: Axes) -> Activation:
         """The activation of a tensor of two nibbles."""

@@ -10,7 +10,7 @@ lies from what is meant is part of its error.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -34,9 +34,22 @@ from sentei.host.network.ir import ACCUMULATOR_LIMIT, Conv, Pool, Shape, Tensor,
 
 DIGIT = 16
 ROOM = ACCUMULATOR_LIMIT // 2  # that factors make use of: thresholds anywhere within are in the search's reach
-FINEST_BASE = DIGIT**4  # of what is left behind a high nibble
 NEAR_ENOUGH = 1 / 16  # likewise: no larger numbers are looked for
 LARGEST_ERROR = 0.25  # of a sum, in units of the heavier side's
+
+
+@dataclass(frozen=True)
+class Fineness:
+    """How finely a remainder is taken: bases up to `largest_base`, as far as sums have `room`; `narrow`: 16 levels
+    count as no more than all sums do."""
+
+    largest_base: int
+    room: int = ROOM
+    narrow: bool = False
+
+
+COARSE = Fineness(DIGIT**2, narrow=True)
+FINER = (Fineness(DIGIT**2), Fineness(DIGIT**3, ROOM // 4), Fineness(DIGIT**4, ROOM // 4))
 
 
 def add(place: str, left: Activation, right: Activation, tensors: dict[str, Tensor]) -> Activation:
@@ -105,41 +118,38 @@ def with_room(activation: Activation, tensors: dict[str, Tensor]) -> tuple[Conv,
     return op, base, wholes(base)
 
 
-def remainder(
-    place: str,
-    op: Conv | Pool,
-    high: str,
-    quantizer: Quantizer,
-    chain: Chain,
-    limits: tuple[np.ndarray, np.ndarray],
-    finest: np.ndarray,
-) -> tuple[Conv, np.ndarray, np.ndarray]:
-    """The operator whose sum is what is left behind the high nibble: (operator, bases (C,), factors (C,)), such that
-    its sum is base * l + factor * high, as nearly in the ratio of their worths as bases of at most `finest` (C,) and
-    the accumulator have room for."""
-    one, most = worth(chain), DIGIT - 1
-    reach = np.abs(limits).max(0)
+def remainder_factors(
+    place: str, quantizer: Quantizer, chain: Chain, limits: tuple[np.ndarray, np.ndarray], fineness: Fineness
+) -> tuple[np.ndarray, np.ndarray]:
+    """(bases (C,), factors (C,)) of sums base * l + factor * high, which are what is left behind the high nibble:
+    nearly in the ratio of the worths of l and of 16 levels."""
+    most = DIGIT - 1
     bases, factors = [], []
-    for each, limit, largest in zip(one, reach, finest.tolist(), strict=True):
+    for each, limit in zip(worth(chain), np.abs(limits).max(0), strict=True):
         steps = DIGIT * float(quantizer.scale) / each if each else 0.0
-        if limit + most * steps >= ACCUMULATOR_LIMIT:  # the high nibble hardly changes, or there is no room
+        if fineness.narrow or limit + most * steps >= ACCUMULATOR_LIMIT:
+            # Where 16 levels are worth more than all sums, the high nibble hardly changes.
             steps = min(steps, 2.0 * limit + 1)
-        room = int(ROOM / max(1.0, limit + most * steps))
-        nearest = Fraction(steps).limit_denominator(min(max(room, 1), largest))
+        room = int(fineness.room / max(1.0, limit + most * steps))
+        nearest = Fraction(steps).limit_denominator(min(max(room, 1), fineness.largest_base))
         if nearest.denominator * limit + most * nearest.numerator >= ACCUMULATOR_LIMIT:
             raise UnsupportedBitWidth(
                 f"{place}: its sums reach {limit}, too much for more than 4 bits behind them: use fewer bits"
             )
         bases.append(nearest.denominator)
         factors.append(-nearest.numerator)
-    base, factor = np.array(bases), np.array(factors)
-    terms = terms_of(Activation(op.input, Shape(len(reach), 1, 1), chain, place, op))
+    return np.array(bases), np.array(factors)
+
+
+def remainder(place: str, op: Conv | Pool, chain: Chain, high: str, bases: np.ndarray, factors: np.ndarray) -> Conv:
+    """The operator whose sum is bases[c] * l + factors[c] * high."""
+    terms = terms_of(Activation(op.input, Shape(len(bases), 1, 1), chain, place, op))
     main, *addends = (
-        replace(term, weights=term.weights.astype(np.int64) * base[:, None, None, None]) for term in terms
+        replace(term, weights=term.weights.astype(np.int64) * bases[:, None, None, None]) for term in terms
     )
-    addends.append(Term(high, np.diag(factor)[:, :, None, None], groups=len(factor)))
+    addends.append(Term(high, np.diag(factors)[:, :, None, None], groups=len(factors)))
     left = Conv(op.name, main.input, "", main.weights, main.stride, main.pads, groups=main.groups)
-    return replace(left, addends=tuple(addends)), base, factor
+    return replace(left, addends=tuple(addends))
 
 
 def straight(place: str, side: Activation) -> Activation:

@@ -2,7 +2,6 @@
 be made. The engine is a small one in all of them. Place and route is `make ulx3s-12f`."""
 
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,13 +15,11 @@ pytest.importorskip("litex_boards")
 from helpers.tiers import hardware
 
 from sentei.boards import BOARDS, board_named
-from sentei.boards.ecp5 import floorplan, presets
 from sentei.boards.ecp5 import flow as ecp5
 from sentei.boards.flow import Device, Flow
 from sentei.boards.xilinx import estimate, vivado
-from sentei.gateware.engine.engine import Engine
 from sentei.host.apps.target import build_board
-from sentei.overlay.errors import BuildError
+from sentei.overlay.errors import BuildError, InputError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.manifest import Manifest
 
@@ -151,45 +148,74 @@ def test_a_report_says_what_was_reached():
     assert not figures["fits"] and figures["luts"] == 10
 
 
-def test_on_the_largest_device_neighbouring_lanes_have_neighbouring_multipliers():
-    device, flow = presets.DEVICES[floorplan.LARGEST], ecp5.ECP5Flow()
-    engine = Engine(device.geometry, flow.technology(device.multipliers))
-    flow.constrain(floorplan.LARGEST, engine)
-    sites = {}
-    for group in engine.core.groups:
-        for lane, _, instance in group.array.pieces:
-            (place,) = (value for name, value in instance.attr if name == "BEL")
-            sites.setdefault(lane, []).append(place)
-    assert len({place for places in sites.values() for place in places}) == device.multipliers
-    for lane, places in sites.items():
-        columns, rows = zip(*(re.findall(r"\d+", place)[:2] for place in places), strict=True)
-        assert len(set(rows)) == 1 and max(map(int, columns)) - min(map(int, columns)) < 40, f"lane {lane}"
+def missing(clocks: dict[str, float]):
+    """A nextpnr that reaches these of 75 MHz, and says on its way what the real one says."""
+
+    def nextpnr(arguments, directory, watch, limit_s):
+        assert limit_s == 60 * ecp5.LIMIT_MINUTES
+        for line in LOG:
+            watch(line)
+        fmax = {name: {"constraint": 75.0, "achieved": achieved} for name, achieved in clocks.items()}
+        (directory / "report.json").write_text(json.dumps({"utilization": {}, "fmax": fmax}))
+
+    return nextpnr
 
 
-def test_on_the_largest_device_memories_have_places_of_their_own(tmp_path):
-    names = [f"activations_{port}_{bank}.0.{part}" for port in range(6) for bank in range(2) for part in range(8)]
-    tables = [f"group{group}_stream.0.{part}" for group in range(4) for part in range(12)]
-    cells = {name: {"type": "DP16KD", "attributes": {}} for name in [*names, *tables, "rom.0.0"]}
-    netlist = tmp_path / "sentei.json"
-    netlist.write_text(json.dumps({"modules": {"sentei": {"cells": cells | {"lut": {"type": "LUT4"}}}}}))
-    floorplan.place_memories(netlist, 4)
-    placed = json.loads(netlist.read_text())["modules"]["sentei"]["cells"]
-    sites = {name: placed[name]["attributes"]["BEL"] for name in [*names, *tables]}
-    assert len(set(sites.values())) == len(sites) and placed["rom.0.0"]["attributes"] == {}
-    rows = {name: re.search(r"/Y(\d+)/", site)[1] for name, site in sites.items()}
-    for part in range(8):
-        assert len({rows[name] for name in names if name.endswith(f".{part}")}) == 1, "copies lie side by side"
-    for group in range(4):
-        assert len({rows[name] for name in tables if name.startswith(f"group{group}_")}) == 1
+LOG = (
+    "Info: Packing FFs...",
+    "Info:     at iteration #3, type ALL: wirelen solved = 1, spread = 2, legal = 3; time = 4.70s",
+    "Info: iter=87 steplen=0.653513 a=45.450672 penalty=[0.00, 0.00, 0.00, 0.00]",
+    "Info:   at iteration #10: temp = 0.000000, timing cost = 410, wirelen = 231074 ",
+    "Info:     iter=9 wires=518198 overused=1938 overuse=1948 archfail=NA",
+)
 
 
-def test_a_missed_clock_is_an_error(monkeypatch, tmp_path):
-    def nextpnr(arguments, directory):
-        text = '{"utilization": {}, "fmax": {"clk": {"constraint": 75.0, "achieved": 74.5}}}'
-        (directory / "report.json").write_text(text)
+def test_a_build_says_how_far_nextpnr_is(monkeypatch):
+    assert [ecp5.progress_of(line) for line in LOG] == [
+        None,
+        "placing, round 3",
+        "placing, step 87",
+        "refining the placement, round 10",
+        "routing, round 9: 1938 wires are used twice",
+    ]
+    shown = []
+    monkeypatch.setattr(ecp5, "SHOW_S", -1)
+    for line in LOG:
+        ecp5.watcher(shown.append)(line)
+        ecp5.watcher(None)(line)
+    assert len(shown) == 4
 
+
+@pytest.mark.parametrize(
+    "clocks, remedy",
+    [
+        (
+            {"$glbnet$sys_clk": 74.5},
+            r"sys_clk reaches 74\.5 MHz of 75\.0; .*: build it .*, --clock 70, or an",
+        ),
+        (
+            {"$glbnet$sys_clk": 80, "sys2x_clk": 70},
+            r"sys2x_clk reaches 70 MHz of 75\.0; .* help: another --seed",
+        ),
+    ],
+)
+def test_a_missed_clock_is_an_error(monkeypatch, tmp_path, clocks, remedy):
     monkeypatch.setattr(ecp5, "yosys", lambda script, directory: None)
-    monkeypatch.setattr(ecp5, "nextpnr_ecp5", nextpnr)
-    with pytest.raises(BuildError, match=r"ulx3s-12F misses a clock: clk reaches 74.5 MHz of 75.0"):
+    monkeypatch.setattr(ecp5, "nextpnr_ecp5", missing(clocks))
+    with pytest.raises(BuildError, match="ulx3s-12F misses a clock: " + remedy):
         small("ulx3s").build("12F", tmp_path)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_board_is_built_for_another_clock(monkeypatch, tmp_path):
+    monkeypatch.setattr(ecp5, "yosys", lambda script, directory: None)
+    monkeypatch.setattr(ecp5, "nextpnr_ecp5", missing({"$glbnet$sys_clk": 80}))
+    monkeypatch.setattr(ecp5, "ecppack", lambda arguments, directory: (directory / "sentei.bit").write_bytes(b"bits"))
+    figures = small("ulx3s").at_clock("12F", 60_000_000).build("12F", tmp_path, seed=3)
+    assert figures["command"] == "sentei build ulx3s --device 12F --clock 60 --seed 3"
+    assert figures["seconds"] >= 0 and figures["machine"].endswith("cores")
+    assert Manifest.load(tmp_path).clock_hz == 60_000_000
+    with pytest.raises(BuildError, match=r"ulx3s-12F: its PLL cannot make 74 MHz, but --clock 70$"):
+        small("ulx3s").at_clock("12F", 74_000_000).build("12F", tmp_path)
+    with pytest.raises(InputError, match=r"--clock must be 5 to 400 \(MHz\), not 3"):
+        small("ulx3s").at_clock("12F", 3_000_000)

@@ -12,7 +12,7 @@ pytest.importorskip("litex")
 from sentei.gateware.firmware.build import build_firmware
 from sentei.gateware.soc.soc import firmware_constants
 from sentei.gateware.tools import programs
-from sentei.overlay.errors import ToolMissingError
+from sentei.overlay.errors import BuildError, ToolMissingError
 from sentei.overlay.geometry import PRESETS
 
 
@@ -53,6 +53,19 @@ def test_a_program_that_never_ends_does_not_work(monkeypatch, tmp_path):
     monkeypatch.setattr(programs, "TRIAL_S", 0.1)
     with pytest.raises(ToolMissingError, match=r"make does not work: .* timed out"):
         programs.require("make")
+
+
+def test_each_line_that_a_program_prints_can_be_watched(tmp_path):
+    lines = []
+    programs.run(["sh", "-c", "echo one; echo two >&2"], tmp_path, lines.append)
+    assert sorted(lines) == ["one\n", "two\n"]
+    with pytest.raises(BuildError, match=r"sh failed in .* \(exit code 3\):\nwhy$"):
+        programs.run(["sh", "-c", "echo why; exit 3"], tmp_path)
+
+
+def test_a_program_that_is_not_done_in_time_is_stopped(tmp_path):
+    with pytest.raises(BuildError, match=r"(?s)sh was stopped in .*: not done after 0\.3 s; at last it said\nbusy$"):
+        programs.run(["sh", "-c", "echo busy; exec sleep 60"], tmp_path, limit_s=0.3)
 
 
 def test_the_module_tells_of_every_program():
