@@ -145,10 +145,11 @@ class Board:
         return replace(self, devices=self.devices | {name: replace(self.devices[name], clock_hz=clock_hz)})
 
     def makes_clock(self, name: str, clock_hz: int) -> bool:
-        """Whether the device's PLL can make that clock."""
+        """Whether the device's PLL, if it has one (`pll` of the board's clocks), can make that clock."""
         _, clocks, *_ = self.parts(name, self.devices[name].geometry, clock_hz)
         try:
-            clocks.pll.compute_config()
+            if (pll := getattr(clocks, "pll", None)) is not None:
+                pll.compute_config()
         except ValueError:
             return False
         return True
