@@ -43,12 +43,15 @@ def main() -> None:
     parser.add_argument("--device", help="which FPGA the board has, if it comes with several")
     parser.add_argument("--output", type=Path, help="folder (default: the board's own)")
     parser.add_argument("--seed", type=int, default=1, help="of the placement")
+    parser.add_argument("--flow", help="other tools than the board's own: openxc7, on a PYNQ")
     parser.add_argument("--clock", type=float, help="MHz (default: the preset's)")
     parser.add_argument("--report", type=Path, help="file of the boards' figures (JSON) to add these to")
     parser.add_argument("--bit", type=Path, help="build nothing, but add this bitstream of the project")
     arguments = parser.parse_args()
     try:
         board = board_named(arguments.board)
+        if arguments.flow is not None:
+            board = board.with_flow(arguments.flow)
         device = arguments.device or (next(iter(board.devices)) if len(board.devices) == 1 else None)
         if device not in board.devices:
             raise InputError(f"{arguments.board}: --device must be one of {', '.join(board.devices)}, not {device}")
@@ -61,7 +64,7 @@ def main() -> None:
             figures = board.build(device, directory, arguments.seed, stage)
             if arguments.report is not None:
                 rows = json.loads(arguments.report.read_text()) if arguments.report.exists() else {}
-                rows[f"{arguments.board}-{device}"] = figures
+                rows[board.label(device)] = figures
                 arguments.report.write_text(json.dumps(dict(sorted(rows.items())), indent=2) + "\n")
     except SenteiError as error:
         print(error, file=sys.stderr)

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,14 @@ def machine() -> str:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A board as other tools build it: these, and what they have room for on each device."""
+
+    flow: Flow
+    devices: dict[str, Device]
+
+
+@dataclass(frozen=True)
 class Board:
     """A board whose SoC has a soft CPU, and whose host is behind a serial port.
 
@@ -49,6 +57,8 @@ class Board:
     memory: MemoryModel
     flow: Flow
     parts: Callable
+    variants: dict[str, Variant] = field(default_factory=dict)  # by the name of a flow that is not the board's first
+    variant: str = ""  # the name of the flow, if it is one of those
 
     packet_cycles: ClassVar[int | None] = None  # after which half a packet on the serial port is forgotten
 
@@ -59,7 +69,7 @@ class Board:
 
     def label(self, name: str) -> str:
         """What the overlay for the device of that name is called."""
-        return f"{self.name}-{name}"
+        return f"{self.name}-{name}" + (f"-{self.variant}" if self.variant else "")
 
     def directory(self, name: str) -> Path:
         """Where the overlay for the device of that name is built by default."""
@@ -133,9 +143,18 @@ class Board:
         ).save()
         if outcome.missing:
             raise BuildError(outcome.missing)
-        command = f"sentei build {self.name} --device {name} --clock {device.clock_hz / 1e6:g} --seed {seed}"
+        flow = f" --flow {self.variant}" if self.variant else ""
+        command = f"sentei build {self.name} --device {name}{flow} --clock {device.clock_hz / 1e6:g} --seed {seed}"
         measured = outcome.figures | {"seconds": round(time.monotonic() - begun), "machine": machine()}
         return self.figures(name, measured, self.flow.tools(), command)
+
+    def with_flow(self, name: str) -> Board:
+        """The board as other tools build it. InputError if there is no such flow."""
+        if name not in self.variants:
+            known = ", ".join(self.variants) or "none but its own"
+            raise InputError(f"{self.name}: --flow must be {known}, not {name!r}")
+        variant = self.variants[name]
+        return replace(self, variant=name, flow=variant.flow, devices=variant.devices)
 
     def at_clock(self, name: str, clock_hz: int) -> Board:
         """The board with another clock for the device of that name. InputError for one that is none."""

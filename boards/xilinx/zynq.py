@@ -18,9 +18,10 @@ from litex.soc.integration.soc import SoCRegion
 from litex.soc.integration.soc_core import SoCCore
 from migen import ClockDomain, ClockSignal, ResetSignal, Signal
 
-from sentei.boards.board import Board
+from sentei.boards.board import Board, Variant
 from sentei.boards.flow import NAME, Device
-from sentei.boards.xilinx.presets import DEVICES
+from sentei.boards.xilinx.openxc7 import OpenXC7Flow
+from sentei.boards.xilinx.presets import DEVICES, OPENXC7_7020
 from sentei.boards.xilinx.vivado import VivadoFlow
 from sentei.gateware.engine.engine import Engine
 from sentei.gateware.soc.interrupt import InterruptController
@@ -131,4 +132,7 @@ class ZynqBoard(Board):
 
 
 def zynq_board(name: str, platform: Callable) -> ZynqBoard:
-    return ZynqBoard(name, {"7020": DEVICES["7020"]}, MEMORY_MODELS["zynq-hp"], VivadoFlow(), platform)
+    """A board with a Zynq-7020, built by Vivado; or by openXC7's tools, with a smaller array."""
+    openxc7 = Variant(OpenXC7Flow(), {"7020": OPENXC7_7020})
+    devices = {"7020": DEVICES["7020"]}
+    return ZynqBoard(name, devices, MEMORY_MODELS["zynq-hp"], VivadoFlow(), platform, {"openxc7": openxc7})

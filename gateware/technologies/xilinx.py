@@ -105,7 +105,7 @@ class XilinxGroupArray(GroupArray):
             i_A=Cat(low, C(0, bits - ACTIVATION_BITS), high, C(0, PORT_A_BITS - bits - ACTIVATION_BITS)),
             i_B=Cat(weight, Replicate(weight[-1], B_BITS - WEIGHT_BITS)),
             i_C=C(1 << bits - 1, P_BITS),
-            i_OPMODE=Mux(fresh, ADD_TO_C, ADD_TO_P),
+            i_OPMODE=Mux(fresh, C(ADD_TO_C, 7), C(ADD_TO_P, 7)),
             i_CEP=delay_valid(self, operands.valid, self.LEAD + 2),
             i_D=C(0, A_BITS),
             i_INMODE=C(0, 5),

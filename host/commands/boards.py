@@ -33,6 +33,9 @@ def build(
         Path | None,
         typer.Option("--output", "-o", help="folder (default: build/BOARD-DEVICE)"),
     ] = None,
+    flow: Annotated[
+        str | None, typer.Option(help="other tools than the board's own: openxc7 makes a PYNQ's bitstream without Vivado")
+    ] = None,
     clock: Annotated[
         float | None,
         typer.Option(
@@ -62,6 +65,7 @@ def build(
         options = {
             "--device": device,
             "--output": output,
+            "--flow": flow,
             "--seed": seed,
             "--clock": clock,
             "--bit": bit,
