@@ -49,7 +49,8 @@ class Variant:
 class Board:
     """A board whose SoC has a soft CPU, and whose host is behind a serial port.
 
-    `parts(device, geometry, clock_hz)` makes (platform, clocks, main memory, serial port).
+    `parts(device, geometry, clock_hz)` makes (platform, clocks, main memory, serial port, LED). The LED is a signal, 1
+    is lit, that may lead nowhere.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Board:
     variants: dict[str, Variant] = field(default_factory=dict)  # by the name of a flow that is not the board's first
     variant: str = ""  # the name of the flow, if it is one of those
 
-    packet_cycles: ClassVar[int | None] = None  # after which half a packet on the serial port is forgotten
+    frame_cycles: ClassVar[int | None] = None  # after which half a frame on the serial port is forgotten
 
     @property
     def target(self) -> str:
@@ -81,9 +82,10 @@ class Board:
     def make_soc(self, name: str, directory: Path) -> tuple[Any, Any]:
         """(SoC, platform) for the device of that name; firmware is compiled in `directory`."""
         device = self.devices[name]
-        platform, clocks, memory, port = self.parts(name, device.geometry, device.clock_hz)
+        platform, clocks, memory, port, led = self.parts(name, device.geometry, device.clock_hz)
         engine = Engine(device.geometry, self.flow.technology(device.multipliers))
-        soc = SenteiSoC(platform, device.geometry, engine, memory, port, clocks, device.clock_hz, self.packet_cycles)
+        soc = SenteiSoC(platform, device.geometry, engine, memory, port, clocks, device.clock_hz, self.frame_cycles)
+        soc.comb += led.eq(soc.led)
         self.connect(soc, platform)
         soc.install_firmware(directory)
         return soc, platform

@@ -39,7 +39,7 @@ from sentei.overlay.manifest import (
     ManifestError,
     MemoryModel,
 )
-from sentei.overlay.serial_bridge import SIMULATED_PACKET_CYCLES
+from sentei.overlay.serial_bridge import SIMULATED_FRAME_CYCLES
 
 CLOCK_HZ = 100_000_000
 MEMORY_BYTES = 32 << 20
@@ -144,7 +144,7 @@ class SimulatedBoard(Board):
 
     flow: VerilatorFlow
 
-    packet_cycles = SIMULATED_PACKET_CYCLES
+    frame_cycles = SIMULATED_FRAME_CYCLES
 
     @property
     def target(self) -> str:
@@ -186,7 +186,7 @@ def simulated(devices: dict[str, Device], memory: MemoryModel, flow: VerilatorFl
     def parts(device: str, geometry: Geometry, clock_hz: int):
         platform = SimPlatform("SIM", list(_io))
         port = RS232PHYModel(platform.request("serial"))
-        return platform, Clocks(platform), main_memory(memory, geometry), port
+        return platform, Clocks(platform), main_memory(memory, geometry), port, Signal()
 
     return SimulatedBoard("sim", devices, memory, flow, parts)
 

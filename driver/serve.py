@@ -12,7 +12,7 @@ import time
 
 from sentei.driver.simulator import Simulator
 from sentei.overlay.errors import InputError
-from sentei.overlay.serial_bridge import SIMULATED_PACKET_CYCLES
+from sentei.overlay.serial_bridge import SIMULATED_FRAME_CYCLES
 
 SLICE_CYCLES = 200  # simulated between two looks at the connection
 AWAKE_S = 0.1  # after the last byte
@@ -39,7 +39,7 @@ def serve(simulator: Simulator, listener: socket.socket, connections: int | None
             continue
         with connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            simulator.run(SIMULATED_PACKET_CYCLES)  # whatever half a packet the one before has left is forgotten
+            simulator.run(SIMULATED_FRAME_CYCLES)  # whatever half a frame the one before has left is forgotten
             with contextlib.suppress(ConnectionError):  # the other end is gone; the next may come
                 _serve(simulator, connection)
         served += 1

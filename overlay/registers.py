@@ -147,3 +147,6 @@ class MemoryState(IntEnum):
     UNKNOWN = 0
     READY = 1
     FAILED = 2
+
+
+MEMORY_FLASHES = max(ErrorCode) + 1  # of a board's LED when main memory has failed; for an ErrorCode: its number

@@ -5,6 +5,7 @@ from litedram.modules import M12L64322A
 from litedram.phy import GENSDRPHY
 from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import colorlight_i5
+from migen import Signal
 
 from sentei.boards.board import Board
 from sentei.boards.ecp5.clocks import SDRClocks
@@ -32,7 +33,9 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     )
     phy = GENSDRPHY(platform.request("sdram"), clock_hz)
     memory = DRAM(phy, M12L64322A(clock_hz, "1:1"), MAIN_RAM_BASE, geometry.bus_bits, clock_hz)
-    return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
+    led = Signal()
+    clocks.comb += platform.request("user_led_n").eq(~led)
+    return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD), led
 
 
 BOARD = Board(

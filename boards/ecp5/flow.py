@@ -25,12 +25,12 @@ from sentei.gateware.tools.yowasp import ecppack, nextpnr_ecp5, yosys
 
 # Wide multiplexers cost more LUTs in PFUMX trees than without; boards/ecp5/area.py says why no word is checked.
 SYNTHESIS = "synth_ecp5 -nowidelut -no-rw-check"
-PLACEMENT = ("--placer", "static", "--router", "router2")
+PLACEMENT = ("--placer", "static", "--router", "router1")
 CELLS = {"luts": "TRELLIS_COMB", "ffs": "TRELLIS_FF", "dsps": "MULT18X18D", "brams": "DP16KD"}
 LIMIT_MINUTES = 60  # for place and route
 SHOW_S = 5  # progress is shown so often
 PROGRESS = {
-    r"iter=(\d+) wires=\d+ overused=(\d+)": "routing, round {}: {} wires are used twice",
+    r"Info: +\d+ \| +\d+ +\d+ \| +\d+ +\d+ \| +(\d+)\|": "routing, {} connections are left",
     r"iter=(\d+) steplen": "placing, step {}",
     r"at iteration #(\d+), type": "placing, round {}",
     r"at iteration #(\d+): temp": "refining the placement, round {}",

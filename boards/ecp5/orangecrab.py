@@ -5,6 +5,7 @@ from litedram.modules import MT41K64M16
 from litedram.phy import ECP5DDRPHY
 from litex.soc.cores.uart import UARTPHY
 from litex_boards.platforms import gsd_orangecrab
+from migen import Signal
 
 from sentei.boards.board import Board
 from sentei.boards.ecp5.clocks import DDRClocks
@@ -32,7 +33,9 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
         platform.request("rst_n").eq(1),
     ]
     memory = DRAM(phy, MT41K64M16(clock_hz, "1:2"), MAIN_RAM_BASE, geometry.bus_bits, clock_hz)
-    return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
+    led = Signal()
+    clocks.comb += platform.request("user_led", 1).eq(~led)  # green; the LEDs' other ends are at the supply
+    return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD), led
 
 
 BOARD = Board("orangecrab", with_ddr3("25F", "85F"), MEMORY_MODELS["ddr3"], ECP5Flow(), parts)

@@ -24,7 +24,13 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     clocks.comb += platform.request("wifi_gpio0").eq(1)  # or the ESP32 resets the FPGA
     phy = GENSDRPHY(platform.request("sdram"), clock_hz)
     memory = DRAM(phy, MT48LC16M16(clock_hz, "1:1"), MAIN_RAM_BASE, geometry.bus_bits, clock_hz)
-    return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
+    return (
+        platform,
+        clocks,
+        memory,
+        UARTPHY(platform.request("serial"), clock_hz, BAUD),
+        platform.request("user_led", 0),
+    )
 
 
 BOARD = Board("ulx3s", DEVICES, MEMORY_MODELS["ulx3s-sdram"], ECP5Flow(), parts)

@@ -47,7 +47,13 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     platform.add_false_path_constraints(clocks.cd_sys.clk, clocks.pll.clkin)  # the SoC's wish to be reset
     phy = A7DDRPHY(platform.request("ddram"), memtype="DDR3", nphases=4, sys_clk_freq=clock_hz)
     memory = DRAM(phy, MT41K128M16(clock_hz, "1:4"), MAIN_RAM_BASE, geometry.bus_bits, clock_hz)
-    return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD)
+    return (
+        platform,
+        clocks,
+        memory,
+        UARTPHY(platform.request("serial"), clock_hz, BAUD),
+        platform.request("user_led", 0),
+    )
 
 
 BOARD = Board("arty_a7", {"100T": DEVICES["100T"]}, MEMORY_MODELS["ddr3"], VivadoFlow(), parts)

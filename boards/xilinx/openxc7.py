@@ -82,7 +82,7 @@ class OpenXC7Flow(Flow):
             yosys(f"{reads}; {SYNTHESIS} -top {TOP}; write_json {NAME}.json", work)
         check_cells(json.loads((work / f"{NAME}.json").read_text()))
         megahertz = device.clock_hz / 1e6
-        log: list[str] = []
+        log = []
         with stage(f"place and route by nextpnr-xilinx, at most {LIMIT_MINUTES} minutes"):
             command = ["nextpnr-xilinx", "--chipdb", chips, "--xdc", f"{NAME}.xdc", "--json", f"{NAME}.json"]
             command += ["--fasm", f"{NAME}.fasm", "--freq", f"{megahertz:g}", "--seed", seed, "--timing-allow-fail"]

@@ -20,9 +20,7 @@ GEOMETRY = replace(
     profile_entries=64,
 )
 # For nextpnr-xilinx, which is no match for Vivado: half of the array, and most of the device left free.
-OPENXC7_7020 = Device(
-    replace(GEOMETRY, columns=16, groups=2, requantizers=1), multipliers=128, clock_hz=50_000_000
-)
+OPENXC7_7020 = Device(replace(GEOMETRY, columns=16, groups=2, requantizers=1), multipliers=128, clock_hz=50_000_000)
 DEVICES = {
     "7020": Device(GEOMETRY, multipliers=208, clock_hz=100_000_000),
     "100T": Device(replace(GEOMETRY, bus_bits=DDR3_BUS_BITS), multipliers=240, clock_hz=100_000_000),

@@ -81,6 +81,7 @@ class Engine(Module, AutoCSR):
         failed_before = Signal()
         error_address = Signal(32)
         completed = Signal(32)
+        self.error = sequencer.error
         self.comb += [
             failed.eq(sequencer.error != 0),
             reader.abort.eq(reset | (failed & ~failed_before)),

@@ -23,13 +23,14 @@ FLAGS = (
 )
 
 
-def build_firmware(constants: dict[str, int], directory: Path, dram: dict[str, str] | None = None) -> list[int]:
+def build_firmware(constants: dict[str, int | str], directory: Path, dram: dict[str, str] | None = None) -> list[int]:
     """Compile the firmware in `directory`; returns the ROM's 32-bit words.
 
     `dram`: the headers that liblitedram reads of LiteX's "generated" ones, by name, if there is a DRAM.
     """
     compiler = require(RISCV_GCC)
-    header = "".join(f"#define {name} 0x{value:08x}u\n" for name, value in constants.items())
+    literals = {name: f'"{v}"' if isinstance(v, str) else f"0x{v:08x}u" for name, v in constants.items()}
+    header = "".join(f"#define {name} {literal}\n" for name, literal in literals.items())
     (directory / "sentei.h").write_text("/* Generated from the overlay's tables. */\n#pragma once\n" + header)
     here = Path(__file__).parent
     symbols = [f"-Wl,--defsym={name}={constants[name]:#x}" for name in ("ROM_BYTES", "SRAM_BASE", "SRAM_BYTES")]

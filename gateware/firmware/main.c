@@ -12,12 +12,29 @@
 #define TESTED_WORDS 1024u
 #define BLOCK_WORDS 64u
 
+#define NOT_TESTED ~0u
+
+static void put_memory(uint32_t wrong)
+{
+    put_text("main memory: ");
+    put_decimal(MAIN_RAM_BYTES >> 20);
+    put_text(" MiB, ");
+    if (wrong == NOT_TESTED) {
+        put_text("not tested\n");
+        return;
+    }
+    put_decimal(wrong);
+    put_text(" of ");
+    put_decimal(TESTED_WORDS);
+    put_text(" tested words wrong\n");
+}
+
 static void put_banner(void)
 {
     uint32_t fingerprint = read_register(ENGINE_FINGERPRINT);
     uint32_t geometry = read_register(ENGINE_GEOMETRY);
 
-    put_text("Sentei ");
+    put_text("Sentei " VERSION ", engine ");
     put_hexadecimal(fingerprint);
     put_text(": ");
     put_decimal(geometry & 0xff);
@@ -25,9 +42,7 @@ static void put_banner(void)
     put_decimal((geometry >> 8) & 0xff);
     put_text(" columns, ");
     put_decimal((geometry >> 16) & 0xff);
-    put_text(" groups; ");
-    put_decimal(MAIN_RAM_BYTES >> 20);
-    put_text(" MiB\n");
+    put_text(" groups\n");
     if (fingerprint != EXPECTED_FINGERPRINT) {
         put_text("this firmware was built for ");
         put_hexadecimal(EXPECTED_FINGERPRINT);
@@ -59,15 +74,6 @@ static uint32_t test_memory(void)
     return wrong;
 }
 
-static void put_wrong(uint32_t wrong)
-{
-    put_text("main memory: ");
-    put_decimal(wrong);
-    put_text(" of ");
-    put_decimal(TESTED_WORDS);
-    put_text(" words wrong\n");
-}
-
 static int same(const char *one, const char *other)
 {
     while (*one && *one == *other) {
@@ -80,29 +86,29 @@ static int same(const char *one, const char *other)
 int main(void)
 {
     char line[LINE_CHARACTERS];
-    uint32_t wrong = 0;
+    uint32_t wrong = NOT_TESTED;
 
 #ifdef DRAM
     sdram_init(); /* what it returns says nothing without its own test */
     wrong = test_memory();
 #endif
     put_banner();
-    if (wrong)
-        put_wrong(wrong);
+    put_memory(wrong);
     /* Last, so that a host who waits for it is not talked to afterwards. */
-    write_register(SYSTEM_MEMORY, wrong ? MEMORY_FAILED : MEMORY_READY);
+    write_register(SYSTEM_MEMORY, wrong && wrong != NOT_TESTED ? MEMORY_FAILED : MEMORY_READY);
     for (;;) {
         put_text("> ");
         get_line(line);
         if (same(line, "info")) {
             put_banner();
+            put_memory(wrong);
         } else if (same(line, "run")) {
             if (!check_image(MAIN_RAM_BASE))
                 run_image(MAIN_RAM_BASE);
         } else if (same(line, "selftest")) {
             int failed = (wrong = test_memory()) != 0;
 
-            put_wrong(wrong);
+            put_memory(wrong);
             if (is_image(MAIN_RAM_BASE))
                 failed |= check_image(MAIN_RAM_BASE);
             put_text(failed ? "selftest failed\n" : "selftest passed\n");

@@ -6,32 +6,36 @@
 
 Any platform, any memory: what is given as `memory` has an AXI slave `axi` as wide as the geometry's bus, a Wishbone
 slave `bus` and `size_bytes`; a DRAM also the `parts` that the SoC gives registers, and a C `header` that says how to
-initialise it. `host` is a Wishbone master that the board wires to whatever it has; every board has the
-bridge, which shares the serial port with the firmware (gateware/soc/serial_port.py).
+initialise it. `host` is a Wishbone master that the board wires to whatever it has, and `led` an output for a
+lamp (gateware/soc/status_led.py); every board has the bridge, which shares the serial port with the firmware
+(gateware/soc/serial_port.py).
 
 The CPU's clock may be stopped while `cpu_idle` is 1 (domain "cpu", otherwise the same clock as "sys"): its firmware has
 nothing to do and no bus access is under way. A byte on the UART wakes it.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 
 from litex.gen import LiteXModule
-from litex.soc.cores.uart import UART, Stream2Wishbone
+from litex.soc.cores.uart import UART
 from litex.soc.integration import export
 from litex.soc.integration.soc import SoCRegion
 from litex.soc.integration.soc_core import SoCCore
 from litex.soc.interconnect import wishbone
 from litex.soc.interconnect.csr import CSRStorage
-from migen import ClockSignal, ResetSignal, Signal
+from migen import ClockSignal, If, ResetSignal, Signal, bits_for
 
 from sentei.gateware.firmware.build import build_firmware
 from sentei.gateware.soc.interrupt import InterruptController
+from sentei.gateware.soc.serial_bridge import SerialBridge
 from sentei.gateware.soc.serial_port import SerialPort
+from sentei.gateware.soc.status_led import StatusLED
 from sentei.overlay import image
 from sentei.overlay.errors import SenteiError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import fingerprint
-from sentei.overlay.registers import INTERRUPT_REGISTERS, REGISTERS, SYSTEM_REGISTERS, MemoryState
+from sentei.overlay.registers import INTERRUPT_REGISTERS, MEMORY_FLASHES, REGISTERS, SYSTEM_REGISTERS, MemoryState
 
 CSR_BASE = 0xF000_0000
 CSR_PAGE_BYTES = 0x800
@@ -96,13 +100,13 @@ class System(LiteXModule):
 
 class SenteiSoC(SoCCore):
     """`engine` is the Engine (or a stand-in with the same ports); `phy` the serial port's streams of bytes; `crg` makes
-    the clock domains "sys", of `clock_hz`, and "cpu". The bridge forgets half a packet after `packet_cycles`; by
+    the clock domains "sys", of `clock_hz`, and "cpu". The bridge forgets half a frame after `frame_cycles`; by
     default that is a tenth of a second. :meth:`install_firmware` comes last."""
 
     mem_map = SoCCore.mem_map | {"sram": SRAM_BASE, "main_ram": MAIN_RAM_BASE, "csr": CSR_BASE}
 
     def __init__(
-        self, platform, geometry: Geometry, engine, memory, phy, crg, clock_hz: int, packet_cycles: int | None = None
+        self, platform, geometry: Geometry, engine, memory, phy, crg, clock_hz: int, frame_cycles: int | None = None
     ):
         self.csr_map = dict(CSR_PAGES)
         self.geometry = geometry
@@ -129,10 +133,12 @@ class SenteiSoC(SoCCore):
         self.engine = engine
         self.interrupts = InterruptController([engine.irq])
         self.uart = UART()
-        self.bridge = Stream2Wishbone(clk_freq=10 * packet_cycles if packet_cycles else clock_hz)
+        self.bridge = SerialBridge(10 * frame_cycles if frame_cycles else clock_hz)
         self.phy = phy
         self.serial = SerialPort(phy, self.uart, self.bridge)
         self.system = System()
+        self.status_led = status = StatusLED(clock_hz, error_bits=bits_for(MEMORY_FLASHES))
+        self.led = status.led
         self.memory = memory
         self.memory_bytes = memory.size_bytes
         pages = ("ctrl", "engine", "interrupts", "system")
@@ -151,6 +157,10 @@ class SenteiSoC(SoCCore):
         self.comb += [
             engine.bus.connect(memory.axi),
             self.system.wake.eq(~self.uart._rxempty.status),
+            status.ready.eq(self.system.memory.storage == MemoryState.READY),
+            If(self.system.memory.storage == MemoryState.FAILED, status.error.eq(MEMORY_FLASHES)).Else(
+                status.error.eq(engine.error)
+            ),
             # A reset needs its clock.
             self.cpu_idle.eq(self.system.asleep & ~self.ibus_answer.cycle & ~self.dbus_answer.cycle & ~ResetSignal()),
         ]
@@ -193,11 +203,12 @@ class SenteiSoC(SoCCore):
                 raise RegisterMapError(f"registers of {page} must have at most 32 bits, unlike {wide}")
 
 
-def firmware_constants(geometry: Geometry, memory_bytes: int) -> dict[str, int]:
+def firmware_constants(geometry: Geometry, memory_bytes: int) -> dict[str, int | str]:
     """Numbers that the firmware is compiled with: addresses, places in registers and images, and, to compare with the
     engine's, the fingerprint."""
     status, control, doorbell = (REGISTERS[name].layout.fields for name in ("status", "control", "doorbell"))
-    constants = {
+    constants: dict[str, int | str] = {
+        "VERSION": version("sentei"),
         "UART_RXTX": csr_address("uart") + 4 * UART_REGISTERS.index("rxtx"),
         "UART_TXFULL": csr_address("uart") + 4 * UART_REGISTERS.index("txfull"),
         "UART_RXEMPTY": csr_address("uart") + 4 * UART_REGISTERS.index("rxempty"),

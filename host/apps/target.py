@@ -4,7 +4,7 @@ A target is one of
 
     sim              the Verilated SoC, built on first use and kept under build/sim
     OVERLAY          the path of an overlay's directory or manifest
-    OVERLAY:PORT     the same on a board that is no PYNQ, behind its serial port (see driver/uartbone.py)
+    OVERLAY:PORT     the same on a board that is no PYNQ, behind its serial port (see driver/serial_link.py)
     predict          where only cycles are asked for: the SoC with the engine's control alone
 """
 

@@ -34,7 +34,7 @@ def build(
         typer.Option("--output", "-o", help="folder (default: build/BOARD-DEVICE)"),
     ] = None,
     flow: Annotated[
-        str | None, typer.Option(help="other tools than the board's own: openxc7 makes a PYNQ's bitstream without Vivado")
+        str | None, typer.Option(help="other tools than the board's own: openxc7 makes a PYNQ's bitstream, not Vivado")
     ] = None,
     clock: Annotated[
         float | None,

@@ -296,11 +296,23 @@ def info(
     write_json(json_file, program_figures(program))
 
 
-def doctor(json_file: JsonFile = None) -> None:
+def doctor(
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="examine a board instead, as build/ulx3s-12F:/dev/ttyUSB0; without a port, this machine's are tried"
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
     """Say what is installed, and what is missing for which command, with the remedy: for bug reports.
 
-    Programs are tried out, so that one that is there and does not work is found, too.
+    Programs are tried out, so that one that is there and does not work is found, too. With --target a board is
+    examined, from its port to its results.
     """
+    if target is not None:
+        examine_target(target, json_file)
+        return
     from sentei.host.apps.doctor import examine
 
     with step("looking"):
@@ -319,6 +331,20 @@ def doctor(json_file: JsonFile = None) -> None:
         for finding in lacks:
             say(f"  {finding.kind} {finding.name} {finding.wrong}: {finding.remedy}")
     write_json(json_file, report.to_dict())
+
+
+def examine_target(target: str, json_file: Path | None) -> None:
+    from sentei.host.apps.board_doctor import examine_board
+
+    checks = []
+    for found in examine_board(target, step):
+        checks.append(found)
+        say(f"{found.name}: {found.wrong or found.found}", style="red" if found.wrong else "green")
+        if found.wrong:
+            say(f"  {found.remedy}")
+    write_json(json_file, {"target": target, "checks": [vars(found) for found in checks]})
+    if checks[-1].wrong:
+        raise typer.Exit(1)
 
 
 def demo(

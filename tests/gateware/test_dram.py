@@ -41,10 +41,10 @@ def terminal(path):
 
 
 def test_the_firmware_initialises_the_memory(terminal):
-    assert "wrong" not in terminal.greeting and terminal.greeting.startswith("Sentei")
+    assert terminal.greeting.startswith("Sentei") and " 0 of 1024 tested words wrong" in terminal.greeting
     address = terminal.simulator.manifest.addresses["system"] + 4 * SYSTEM_REGISTERS.index("memory")
     assert terminal.simulator.read(address) == MemoryState.READY
-    assert "main memory: 0 of 1024 words wrong" in terminal.type("selftest")
+    assert " 0 of 1024 tested words wrong" in terminal.type("selftest")
 
 
 def test_results_are_the_references(terminal, path):
