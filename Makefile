@@ -77,8 +77,8 @@ ulx3s-85f: setup ## bitstream with the whole 32x32 array, in an hour or two: bui
 resources: setup ## cells of the Xilinx boards' SoCs by yosys, in some minutes: reports/boards.json
 	$(VENV)/bin/python -m sentei.boards.xilinx.estimate pynq_z2 arty_a7 --report reports/boards.json
 
-bridge: setup ## 1,000 inferences over the serial bridge to a simulated SoC: reports/bridge.json
-	$(VENV)/bin/python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json
+bridge: setup ## 1,000 inferences over the serial bridge to a simulated SoC, and as many over a bad line: reports/bridge.json
+	PYTHONPATH=tests $(VENV)/bin/python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json
 
 zoo: setup ## try networks of others (SENTEI_ZOO=folder of .onnx files): reports/zoo.json, in some minutes
 	$(VENV)/bin/python scripts/zoo.py $(or $(SENTEI_ZOO),$(error SENTEI_ZOO must name a folder of .onnx files)) --output reports/zoo.json

@@ -1,5 +1,6 @@
 """Writes docs/registers.md from overlay/: registers, formats, codes and sizes, as gateware and software use them; and
-the tables of docs/models.md from host/frontend/catalogue.py: operators and attributes.
+the tables of docs/models.md from host/frontend/catalogue.py: operators and attributes; and the table of docs/boards.md
+from reports/boards.json.
 
 python docs/generate.py            write the pages
 python docs/generate.py --check    exit with 1 if a committed page differs
@@ -22,9 +23,11 @@ from sentei.overlay import instructions, registers
 from sentei.overlay.fields import Layout
 from sentei.overlay.manifest import MEMORY_MODELS
 
-PAGE, MODELS = (Path(__file__).with_name(name) for name in ("registers.md", "models.md"))
-ZOO = json.loads((Path(__file__).parents[1] / "reports" / "zoo.json").read_text())
+PAGE, MODELS, BOARDS = (Path(__file__).with_name(name) for name in ("registers.md", "models.md", "boards.md"))
+REPORTS = Path(__file__).parents[1] / "reports"
+ZOO, BUILT = (json.loads((REPORTS / name).read_text()) for name in ("zoo.json", "boards.json"))
 BEGIN, END = "<!-- Made by docs/generate.py from host/frontend/catalogue.py -->\n", "<!-- end -->\n"
+BEGIN_BOARDS = "<!-- Made by docs/generate.py from reports/boards.json -->\n"
 PRESET = "32x32"  # whose formats are shown where they depend on the geometry
 
 
@@ -275,8 +278,28 @@ def models_page() -> str:
     return head + BEGIN + "\n".join(lines) + END + foot
 
 
+def boards_page() -> str:
+    """docs/boards.md, with its table made anew."""
+    head, _, rest = BOARDS.read_text().partition(BEGIN_BOARDS)
+    foot = rest.partition(END)[2]
+    built = {name: row for name, row in BUILT.items() if "seconds" in row}
+    networks = sorted({network for row in built.values() for network in row["fps"]})
+
+    def rows():
+        for name, row in built.items():
+            clocks = row["clocks"]["sys_clk"]
+            cells = (f"{row[kind]:,} of {row['available'][kind]:,}" for kind in ("luts", "dsps", "brams"))
+            speeds = (fps if isinstance(fps := row["fps"][network], float) else "" for network in networks)
+            reached = f"{clocks['target_mhz']:g} ({clocks['achieved_mhz']:g})"
+            yield (f"`{name}`", row["geometry"], row["macs"], reached, *cells, f"{row['seconds'] / 60:.0f}", *speeds)
+
+    columns = "board|array|MACs|MHz, built for (reached)|LUTs|multipliers|block RAMs|minutes"
+    titles = "".join(f"|{network}, pictures/s" for network in networks)
+    return head + BEGIN_BOARDS + "\n".join(table(columns + titles, rows())) + END + foot
+
+
 def main() -> None:
-    for path, made in ((PAGE, page), (MODELS, models_page)):
+    for path, made in ((PAGE, page), (MODELS, models_page), (BOARDS, boards_page)):
         if "--check" not in sys.argv[1:]:
             path.write_text(made())
         elif not path.is_file() or path.read_text() != made():

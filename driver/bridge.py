@@ -93,6 +93,7 @@ class BridgeDevice(SoCDevice):
             limit = self.manifest.memory_bytes
             raise InputError(f"what is uploaded must have at most {limit} bytes, not {len(content)}")
         self.link.write_block(self._memory_base, np.frombuffer(content + bytes(-len(content) % 4), "<u4"))
+        self.link.settle()
 
     def _piece(self, offset: int, length: int) -> ctypes.Array[ctypes.c_uint8]:
         return (ctypes.c_uint8 * length)()

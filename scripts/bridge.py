@@ -1,6 +1,7 @@
-"""Runs many inferences over the serial bridge, on a simulated SoC behind TCP, and reports how long each took.
+"""Runs many inferences over the serial bridge, on a simulated SoC behind TCP, and reports how long each took: over a good
+line, and over one that flips, loses, doubles and delays bytes.
 
-    python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json
+    PYTHONPATH=tests python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json
 
 Every output of every inference is compared with the integer reference; the script fails if one is lost or differs.
 """
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from helpers.noisy_line import NoisyLine
 
 from sentei.driver import SenteiOverlay
 from sentei.driver.bridge import BridgeDevice
@@ -28,7 +30,11 @@ from sentei.host.network import reference
 from sentei.overlay.manifest import Manifest
 
 
-def measure(model: Path, geometry: str, count: int) -> dict:
+EVERY = 2000  # bytes of the bad line; one of them suffers
+SEED = 1
+
+
+def measure(model: Path, geometry: str, count: int, noisy: bool) -> dict:
     directory = build_simulator(geometry)
     network = load(model)
     program = compile_network(network, Manifest.load(directory).geometry)
@@ -41,6 +47,8 @@ def measure(model: Path, geometry: str, count: int) -> dict:
     )
     try:
         port = next(found[0] for line in server.stdout if (found := re.search(r"tcp:localhost:\d+", line)))
+        line = NoisyLine(int(port.rpartition(":")[2]), EVERY, SEED) if noisy else None
+        port = f"tcp:localhost:{line.port}" if line else port
         seconds, wrong = [], 0
         with SenteiOverlay(directory, device=BridgeDevice(directory, port)) as overlay:
             begin = time.perf_counter()
@@ -73,6 +81,7 @@ def measure(model: Path, geometry: str, count: int) -> dict:
         },
         "input_bytes": program.input_bytes,
         "output_bytes": program.output_bytes,
+        "line": {kind: number for kind, number in sorted(line.suffered.items()) if kind} if line else "good",
     }
 
 
@@ -83,12 +92,14 @@ def main() -> None:
     parser.add_argument("--geometry", default="32x32", help="of the simulated engine (default 32x32)")
     parser.add_argument("--output", type=Path, help="report (JSON)")
     arguments = parser.parse_args()
-    figures = measure(arguments.model, arguments.geometry, arguments.inferences)
-    figures["command"] = f"python scripts/bridge.py {arguments.model} --inferences {arguments.inferences}"
+    figures = {
+        name: measure(arguments.model, arguments.geometry, arguments.inferences, noisy)
+        for name, noisy in (("good line", False), ("bad line", True))
+    }
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
     say(json.dumps(figures, indent=2))
-    if figures["wrong"] or figures["inferences"] != arguments.inferences:
+    if any(row["wrong"] or row["inferences"] != arguments.inferences for row in figures.values()):
         sys.exit(1)
 
 

@@ -24,7 +24,7 @@ WHOLE = Geometry(
     profile_entries=64,
 )
 SMALL = replace(WHOLE, lanes=8, columns=8, groups=1, requantizers=1, bus_bits=32, activation_words=4096)
-MEDIUM = replace(WHOLE, lanes=16, columns=16, groups=2, requantizers=1)
+MEDIUM = replace(WHOLE, lanes=16, columns=16, groups=2, requantizers=1, activation_words=4096)
 LARGE = replace(WHOLE, columns=16, groups=2, requantizers=1)
 DEVICES = {
     "12F": Device(SMALL, multipliers=16, clock_hz=70_000_000),  # LiteDRAM's bank machines reach little more

@@ -152,6 +152,7 @@ def test_buffers_lie_in_main_memory(overlay):
     assert isinstance(buffer, pynq.buffer.PynqBuffer)
     buffer[:] = np.arange(16) * 0x01010101
     buffer.flush()
+    buffer.invalidate()  # what is asked for comes after what was sent
     simulator = overlay.device.simulator
     assert [simulator.read(buffer.device_address + 4 * i) for i in range(16)] == buffer.tolist()
     simulator.write(buffer.device_address + 8, 0x12345678)

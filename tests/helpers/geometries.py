@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from sentei.boards.ecp5.presets import LARGE, MEDIUM, SMALL
 from sentei.overlay.geometry import PRESETS, Geometry
 
 ODD = Geometry(
@@ -13,8 +14,8 @@ NARROW = Geometry(
 PAGED = replace(
     PRESETS["8x8"], tile_entries=16, tap_entries=256, mask_entries=64, channel_entries=32, instruction_words=16
 )  # tables for a part of a layer at a time, and eight instructions
-LAYER_GEOMETRIES = {name: PRESETS[name] for name in ("8x8", "16x16", "32x32")}
-LAYER_GEOMETRIES |= {"odd": ODD, "narrow": NARROW, "paged": PAGED}
+LAYER_GEOMETRIES = {"8x8": PRESETS["8x8"], "32x32": PRESETS["32x32"], "odd": ODD, "narrow": NARROW, "paged": PAGED}
+LAYER_GEOMETRIES |= {"12F": SMALL, "45F": MEDIUM, "85F": LARGE}
 
 SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512, channel_entries=64)  # tables that are loaded in turn
 NETWORK_GEOMETRIES = {

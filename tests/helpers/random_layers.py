@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from sentei.host.arithmetic.thresholds import identity
+from sentei.host.compiler.compile import compile_network
 from sentei.host.network.ir import (
     ACCUMULATOR_LIMIT,
     WIDE,
     Conv,
+    IRError,
     Network,
     Pads,
     Pool,
@@ -22,6 +24,7 @@ from sentei.host.network.ir import (
     output_extent,
 )
 from sentei.host.network.law import check
+from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 
 
@@ -150,6 +153,19 @@ def random_layer(seed: int, geometry: Geometry, large: bool = True) -> tuple[Net
     if rng.random() < 0.2:
         images[0] = source.high
     return check(network), images
+
+
+def fitting_layer(seed, geometry, large):
+    """The first of the seed's layers that fits the geometry: (network, images, program)."""
+    for attempt in range(20):
+        try:
+            network, images = random_layer(1000 * seed + attempt, geometry, large)
+            return network, images, compile_network(network, geometry)
+        except CapacityError:
+            continue
+        except IRError as error:
+            assert "accumulator must stay below" in str(error)
+    raise AssertionError(f"none of seed {seed}'s layers fits {geometry}")
 
 
 def random_addends(rng: np.random.Generator, op: Conv, tensors: dict[str, Tensor]) -> tuple[Term, ...]:

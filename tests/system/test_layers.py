@@ -1,26 +1,23 @@
 """Random layers on the Verilated engine, through the driver, against the integer reference: equal in every element.
 
 Kernels 1 to 7, strides 1 and 2, any padding, 1 to 70 channels, maps from 1x1 to 40x40, densities from 0 to 1 (aligned
-and unstructured), 2 to 8 bits, signed and unsigned, residuals, pools, global pools, fully connected; on five
+and unstructured), 2 to 8 bits, signed and unsigned, residuals, pools, global pools, fully connected; on eight
 geometries, a third of them with random stalls on the memory bus. The seed is the test's number.
 """
 
 import numpy as np
 import pytest
 from helpers.geometries import LAYER_GEOMETRIES
-from helpers.random_layers import describe, random_layer
+from helpers.random_layers import describe, fitting_layer
 from helpers.tiers import campaign
 
 from sentei.driver import SenteiOverlay
-from sentei.host.compiler.compile import compile_network
 from sentei.host.network import reference
-from sentei.host.network.ir import IRError
-from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.registers import PROFILE_CAUSES
 
-LAYERS = {"8x8": (35, 2000), "16x16": (25, 2000), "32x32": (25, 2000), "odd": (20, 1000), "narrow": (20, 1000)}
-LAYERS["paged"] = (20, 1000)
+LAYERS = {"8x8": (25, 2000), "32x32": (25, 2000), "odd": (20, 1000), "narrow": (20, 1000), "paged": (20, 1000)}
+LAYERS |= {"12F": (10, 1000), "45F": (20, 1000), "85F": (10, 1000)}
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +32,6 @@ def overlays(overlay_path):
     yield get
     for overlay in opened.values():
         overlay.close()
-
-
-def fitting_layer(seed, geometry, large):
-    """The first of the seed's layers that fits the geometry: (network, images, program)."""
-    for attempt in range(20):
-        try:
-            network, images = random_layer(1000 * seed + attempt, geometry, large)
-            return network, images, compile_network(network, geometry)
-        except CapacityError:
-            continue
-        except IRError as error:
-            assert "accumulator must stay below" in str(error)
-    raise AssertionError(f"none of seed {seed}'s layers fits {geometry}")
 
 
 @pytest.mark.parametrize(("name", "seed"), campaign(LAYERS))
