@@ -14,10 +14,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area zoo performance ulx3s-12f ulx3s-85f resources bridge clean
+.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area zoo performance ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f boards resources bridge clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 packages:
 	@$(SETUP) packages
@@ -68,11 +68,11 @@ lint: setup ## check style, format and types
 area: setup ## measure the engine's area on an ECP5, block by block, in some minutes
 	$(VENV)/bin/python -m sentei.boards.ecp5.area --json build/area/area.json
 
-ulx3s-12f: setup ## bitstream for the smallest ULX3S, in some minutes: build/ulx3s-12F
-	$(VENV)/bin/sentei build ulx3s --device 12F --report reports/boards.json
+ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f: setup ## bitstream for a ULX3S, in 10 to 40 minutes: build/ulx3s-12F, ...
+	$(VENV)/bin/python scripts/boards.py --only ulx3s-$(shell echo $(@:ulx3s-%=%) | tr f F) --output reports/boards.json
 
-ulx3s-85f: setup ## bitstream with the whole 32x32 array, in an hour or two: build/ulx3s-85F
-	$(VENV)/bin/sentei build ulx3s --device 85F --report reports/boards.json
+boards: setup ## bitstreams for all boards with an ECP5, in some hours: reports/boards.json
+	$(VENV)/bin/python scripts/boards.py --output reports/boards.json
 
 resources: setup ## cells of the Xilinx boards' SoCs by yosys, in some minutes: reports/boards.json
 	$(VENV)/bin/python -m sentei.boards.xilinx.estimate pynq_z2 arty_a7 --report reports/boards.json

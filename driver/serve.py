@@ -1,4 +1,4 @@
-"""Puts a simulated SoC's serial port on TCP: for the bridge's driver, LiteX's own tools, or a terminal.
+"""Puts a simulated SoC's serial port on TCP: for the bridge's driver, or a terminal.
 
 Simulated time passes while bytes come or go, and for a moment after.
 """
