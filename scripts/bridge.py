@@ -1,5 +1,6 @@
-"""Runs many inferences over the serial bridge, on a simulated SoC behind TCP, and reports how long each took: over a good
-line, and over one that flips, loses, doubles and delays bytes.
+"""Runs many inferences over the serial bridge, on a simulated SoC behind TCP, and reports how long each took.
+
+First over a good line, then over one that flips, loses, doubles and delays bytes:
 
     PYTHONPATH=tests python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json
 
@@ -28,7 +29,6 @@ from sentei.host.datasets.catalogue import load_split
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.overlay.manifest import Manifest
-
 
 EVERY = 2000  # bytes of the bad line; one of them suffers
 SEED = 1

@@ -6,6 +6,7 @@ place tensors -> schedule each operator, cut it into sections -> pack streams, c
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -64,10 +65,11 @@ def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerIn
     pixels = target.shape.height * target.shape.width
     dense = macs = 0
     for term in op.terms:
-        passes = -(-network.tensors[term.input].bits // ACTIVATION_BITS) * pixels
+        # Of a window that slides over zeros in between, so many weights meet pixels.
+        passes = -(-network.tensors[term.input].bits // ACTIVATION_BITS) * pixels / math.prod(term.zoom)
         digits = weight_digits(term.weights)
-        dense += term.weights.size // term.groups * len(digits) * passes
-        macs += sum(kept_macs(digit, term.groups, geometry.group_columns) for digit in digits) * passes
+        dense += round(term.weights.size // term.groups * len(digits) * passes)
+        macs += round(sum(kept_macs(digit, term.groups, geometry.group_columns) for digit in digits) * passes)
     kernel = f"{op.weights.shape[2]}x{op.weights.shape[3]}"
     return LayerInfo(op.name, f"conv {kernel}", op.output, macs, dense, macs / geometry.array_macs)
 

@@ -21,7 +21,7 @@ from enum import Enum
 from itertools import product
 from math import lcm, prod
 
-from sentei.host.network.ir import WIDE, Conv, Network, inputs_of, zoom_of
+from sentei.host.network.ir import WIDE, Conv, Network, inputs_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.layout import PlaneLayout
@@ -61,7 +61,7 @@ def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
                 wanted = {}
                 if network.tensors[op.output].shape[1 + axis] > 1:
                     for term in op.terms if isinstance(op, Conv) else (op,):
-                        stride, zoom = term.stride[axis], zoom_of(term)[axis]
+                        stride, zoom = term.stride[axis], term.zoom[axis]
                         wanted[term.input] = lcm(moduli[term.input][axis], lcm(common, zoom) // zoom * stride)
                         common = wanted[term.input] // stride * zoom
                 fits = all(wanted.setdefault(name, common) == common for name in names)  # the input may be one
@@ -87,7 +87,7 @@ def solve_splits(network: Network, moduli: dict[str, tuple[int, int]]) -> dict[s
     for op in reversed(network.ops):
         after = splits.setdefault(family[op.output], whole(moduli[op.output]))
         for term in op.terms if isinstance(op, Conv) else (op,):
-            here, (rows, columns) = after, zoom_of(term)
+            here, (rows, columns) = after, term.zoom
             if here and here[0] == (rows, columns):
                 here = here[1:]
             if term.stride != (1, 1):

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sentei.host.network.ir import Conv, Pool, Term, kernel_of, zoom_of
+from sentei.host.network.ir import Conv, Pool, Term, kernel_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import STEP, TAP, TILE
@@ -168,6 +168,7 @@ def window_tiles(
     ):
         nothing = (0, np.zeros(target.lanes, bool))
         row = [tap for of, count in zip(own, parts, strict=True) for tap in (*of, *[nothing] * (count - len(of)))]
+        row = row or [nothing]
         if len(row) > MAX_TAPS:
             raise CapacityError(f"its windows have {len(row)} taps, more than {MAX_TAPS}; use a smaller kernel")
         tiles.append(Tile(row_of(row), here.word, here.word, read, parts))
@@ -200,22 +201,26 @@ def window_taps(
     taps = []
     reads = np.zeros(source.plane_words, bool)
     columns = kernel_of(term)[1]
-    zoom = zoom_of(term)
+    repeats = term.zoom if isinstance(term, Pool) else (1, 1)
+    rows_apart, columns_apart = (1, 1) if isinstance(term, Pool) else term.zoom
     corner = [
         of // factor * stride - pad
         for of, factor, stride, pad in zip(
-            (here.y, here.x), zoom, term.stride, (term.pads.top, term.pads.left), strict=True
+            (here.y, here.x), repeats, term.stride, (term.pads.top, term.pads.left), strict=True
         )
     ]
     for coordinate in np.flatnonzero(used).tolist():
-        y, x = corner[0] + coordinate // columns, corner[1] + coordinate % columns
+        y, between_rows = np.divmod(corner[0] + coordinate // columns, rows_apart)
+        x, between_columns = np.divmod(corner[1] + coordinate % columns, columns_apart)
         inside = (here.y >= 0) & (y >= 0) & (y < source.height) & (x >= 0) & (x < source.width)
+        inside &= (between_rows == 0) & (between_columns == 0)
         lanes = np.flatnonzero(inside)
         read = positions[here.picture[lanes], y[lanes], x[lanes]]
         reads[read // source.lanes] = True
         distance = np.zeros(len(inside), np.int64)
         distance[lanes] = read - lanes - here.word * source.lanes
-        offsets = sorted({*distance[lanes].tolist()}) or [0]
+        # A tile of a transposed convolution does without the coordinates that only others need.
+        offsets = sorted({*distance[lanes].tolist()}) or [0] * (rows_apart == columns_apart == 1)
         taps.append([(offset, inside & (distance == offset)) for offset in offsets])
     return taps, reads
 

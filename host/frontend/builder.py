@@ -38,9 +38,7 @@ from sentei.host.network.ir import (
     Tensor,
     Term,
     accumulator_range,
-    kernel_of,
-    output_extent,
-    zoom_of,
+    map_of,
 )
 from sentei.overlay.program import Doubt
 
@@ -363,9 +361,8 @@ class Builder:
         if (sign > 0).all():
             return op
         terms = terms_of(replace(activation, op=op))
-        main, *addends = (replace(term, weights=term.weights * sign[:, None, None, None]) for term in terms)
-        turned = Conv(op.name, main.input, "", main.weights, main.stride, main.pads, groups=main.groups)
-        return replace(turned, addends=tuple(addends))
+        turned = (replace(term, weights=term.weights * sign[:, None, None, None]) for term in terms)
+        return Conv.of_terms(op.name, turned)
 
     def extent_of(self, op: Conv | Pool) -> Shape:
         return self.extent(op, self.tensors[op.input].shape)
@@ -395,12 +392,7 @@ class Builder:
 
     def extent(self, op: Conv | Pool, source: Shape) -> Shape:
         """The shape that an operator yields."""
-        (rows, columns), zoom = kernel_of(op), zoom_of(op)
-        return Shape(
-            len(op.weights) if isinstance(op, Conv) else source.channels,
-            output_extent(source.height, rows, op.stride[0], op.pads.top, op.pads.bottom) * zoom[0],
-            output_extent(source.width, columns, op.stride[1], op.pads.left, op.pads.right) * zoom[1],
-        )
+        return Shape(len(op.weights) if isinstance(op, Conv) else source.channels, *map_of(op, source))
 
     def enlarged(self, activation: Activation, zoom: tuple[int, int], name: str, node: Node) -> Activation:
         """A quantized tensor with each pixel repeated, emitted."""
@@ -411,6 +403,16 @@ class Builder:
         op = Pool(self.op_name(node.name), plain.source, "", "sum", (1, 1), requantize=identity(source), zoom=zoom)
         target = replace(source, name=self.free_name(name, set(self.tensors)), shape=self.extent(op, source.shape))
         self.emit(op, target)
+        return self.activation_of(target.name, str(node), map_axes(plain.axes))
+
+    def rearranged(self, plain: Activation, term: Term, node: Node) -> Activation:
+        """What a convolution makes of a quantized tensor that gives each place one of its integers, emitted."""
+        source = self.tensors[plain.source]
+        if source.bits > 4:
+            raise UnsupportedOperator(f"{node}: must read a quantized tensor of at most 4 bits: {QUANTIZE_IT}")
+        op = Conv.of_terms(self.op_name(node.name), [term])
+        target = replace(source, name=self.free_name(node.outputs[0], set(self.tensors)), shape=self.extent_of(op))
+        self.emit(replace(op, requantize=identity(target)), target)
         return self.activation_of(target.name, str(node), map_axes(plain.axes))
 
     def as_plain(self, activation: Activation, reader: str) -> Activation:

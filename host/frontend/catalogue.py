@@ -69,6 +69,22 @@ OPERATORS: dict[str, Operator] = {
         "dilations are kernels with zeros",
         {**WINDOW, "kernel_shape": ANY, "pads": ANY, "dilations": ANY, "group": ANY},
     ),
+    "ConvTranspose": Operator(
+        "1-D and 2-D, as Conv; each output pixel takes the steps of the kernel elements that reach it",
+        {
+            **WINDOW,
+            "kernel_shape": ANY,
+            "pads": "smaller than the kernel",
+            "output_padding": ANY,
+            "output_shape": ANY,
+            "dilations": ANY,
+            "group": ANY,
+        },
+        {"pads": [9, 9, 9, 9]},
+    ),
+    "DepthToSpace": Operator(
+        "of a quantized tensor of at most 4 bits", {"blocksize": "a divisor of the channels", "mode": ANY}
+    ),
     "DequantizeLinear": Operator(
         "behind QuantizeLinear with the same scale and zero point, of constants, or of an input of integers",
         {"axis": ANY, "block_size": "0", "output_dtype": UNUSED},
@@ -145,6 +161,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "Shape": Operator("a constant", {"start": ANY, "end": ANY}),
     "Sigmoid": Operator(TAIL, OLD),
+    "SpaceToDepth": Operator("of a quantized tensor of at most 4 bits", {"blocksize": "a divisor of rows and columns"}),
     "Softmax": Operator(TAIL, {"axis": "not the batch's"}, {"axis": 0}),
     "Squeeze": Operator("of axes of size 1", {"axes": ANY}),
     "Sub": Operator(BY_CONSTANT, BROADCAST),
@@ -182,7 +199,6 @@ QUANTIZERS: dict[str, Operator] = {
 }
 
 ELSEWHERE: dict[str, str] = {
-    "ConvTranspose": "use Resize and Conv",
     "HardSwish, Gelu, Elu": "use Relu, Clip or LeakyRelu",
     "Sigmoid, Tanh, Softmax between layers": "their input is no integer again without a Quant node behind them",
     "activations of more than 8 bits between layers": "quantize to 8 or 4",

@@ -62,13 +62,12 @@ def add(place: str, left: Activation, right: Activation, tensors: dict[str, Tens
     ranges = [np.abs(sum_range(part, tensors)).max(0) for part in terms]
     ratios = [second / first if first else None for (first, _), (second, _) in zip(*affine, strict=True)]
     factors = whole_factors(place, ratios, ranges)
-    main, *addends = (
+    weighted = (
         replace(term, weights=term.weights.astype(np.int64) * factor[:, None, None, None])
         for part, factor in zip(terms, factors, strict=True)
         for term in part
     )
-    name = left.label if sides[0].op is None else sides[0].op.name
-    op = Conv(name, main.input, "", main.weights, main.stride, main.pads, addends=tuple(addends), groups=main.groups)
+    op = Conv.of_terms(left.label if sides[0].op is None else sides[0].op.name, weighted)
     chain = Chain(start_of(sides, affine, factors, ranges))
     label = f"{left.label} and {right.label}"
     return replace(left, source=op.input, op=op, chain=chain, label=label, before=0)
@@ -108,14 +107,13 @@ def with_room(activation: Activation, tensors: dict[str, Tensor]) -> tuple[Conv,
         base *= DIGIT
     if not fits(base, wholes(base), ranges):
         raise UnsupportedOperator(f"{activation.label}: the accumulator is too narrow for what it adds: {QUANTIZE_IT}")
-    main, *addends = (
+    weighted = (
         replace(term, weights=term.weights.astype(np.int64) * factor[:, None, None, None])
         for part, factor in zip(terms, (np.full(len(ratios), base), wholes(base)), strict=True)
         for term in part
     )
     name = activation.label if activation.op is None else activation.op.name
-    op = Conv(name, main.input, "", main.weights, main.stride, main.pads, addends=tuple(addends), groups=main.groups)
-    return op, base, wholes(base)
+    return Conv.of_terms(name, weighted), base, wholes(base)
 
 
 def remainder_factors(
@@ -144,12 +142,8 @@ def remainder_factors(
 def remainder(place: str, op: Conv | Pool, chain: Chain, high: str, bases: np.ndarray, factors: np.ndarray) -> Conv:
     """The operator whose sum is bases[c] * l + factors[c] * high."""
     terms = terms_of(Activation(op.input, Shape(len(bases), 1, 1), chain, place, op))
-    main, *addends = (
-        replace(term, weights=term.weights.astype(np.int64) * bases[:, None, None, None]) for term in terms
-    )
-    addends.append(Term(high, np.diag(factors)[:, :, None, None], groups=len(factors)))
-    left = Conv(op.name, main.input, "", main.weights, main.stride, main.pads, groups=main.groups)
-    return replace(left, addends=tuple(addends))
+    sums = (replace(term, weights=term.weights.astype(np.int64) * bases[:, None, None, None]) for term in terms)
+    return Conv.of_terms(op.name, [*sums, Term(high, np.diag(factors)[:, :, None, None], groups=len(factors))])
 
 
 def straight(place: str, side: Activation) -> Activation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeGuard
 
 import numpy as np
@@ -32,7 +32,6 @@ MOVES = ("Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Trans
 BEFORE_QUANT = (*MOVES, *PREPROCESSING, "Cast", "DequantizeLinear", "QuantizeLinear")
 KEEP_QUANTIZATION = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 REMEDIES = {
-    "ConvTranspose": "use Conv with strides",
     "FloatQuant": "use integer Quant nodes",
 }
 
@@ -213,13 +212,14 @@ class Translator:
         stride: tuple[int, int] = (1, 1),
         pads: Pads = NO_PADS,
         groups: int = 1,
+        zoom: tuple[int, int] = (1, 1),
     ) -> Conv:
         """The convolution of a quantized tensor; of one of two nibbles, both in one sum."""
         wide = activation.stored_wide
         if wide is None:
-            return Conv(name, activation.source, "", weights, stride, pads, groups=groups)
-        low = Term(wide.low, weights, stride, pads, groups)
-        return Conv(name, wide.high, "", weights * NIBBLE, stride, pads, addends=(low,), groups=groups)
+            return Conv.of_terms(name, [Term(activation.source, weights, stride, pads, groups, zoom)])
+        low = Term(wide.low, weights, stride, pads, groups, zoom)
+        return Conv.of_terms(name, [replace(low, input=wide.high, weights=weights * NIBBLE), low])
 
     def per_channel(self, node: Node, index: int, activation: RawInput | Activation) -> np.ndarray:
         """The constant operand of an elementwise operation as float32 (C,), or one for each element of a `RawInput`."""

@@ -14,7 +14,8 @@ obeys, and `host/network/reference.py` defines what it then computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -110,19 +111,22 @@ class Requantize:
 
 @dataclass(frozen=True)
 class Term:
-    """A tensor's share of a convolution's sums."""
+    """A tensor's share of a convolution's sums. `zoom`: the window slides over so many rows and columns for each pixel,
+    zeros but for one: a transposed convolution."""
 
     input: str
     weights: np.ndarray  # integers, OIHW
     stride: tuple[int, int] = (1, 1)
     pads: Pads = Pads()
     groups: int = 1  # of channels; between different ones all weights are 0, which count as no work
+    zoom: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
 class Conv:
     """2-D convolution (cross-correlation, as in ONNX) with zero padding. A fully connected layer is a Conv whose
-    kernel covers the map. Weights of more than 4 bits need more passes of the array.
+    kernel covers the map, a transposed convolution one with a `zoom` (see `Term`) and its kernel turned around. Weights
+    of more than 4 bits need more passes of the array.
 
     Its sums may have further terms, `addends`: convolutions of other tensors, or of the same one, that yield the same
     map. So tensors with different scales are added, and the results of two convolutions.
@@ -137,10 +141,18 @@ class Conv:
     requantize: Requantize | None = None
     addends: tuple[Term, ...] = ()
     groups: int = 1
+    zoom: tuple[int, int] = (1, 1)
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        return (Term(self.input, self.weights, self.stride, self.pads, self.groups), *self.addends)
+        return (Term(self.input, self.weights, self.stride, self.pads, self.groups, self.zoom), *self.addends)
+
+    @staticmethod
+    def of_terms(name: str, terms: Iterable[Term]) -> Conv:
+        """The sum of these, before anybody says where it goes."""
+        main, *addends = terms
+        op = Conv(name, main.input, "", main.weights, main.stride, main.pads, groups=main.groups, zoom=main.zoom)
+        return replace(op, addends=tuple(addends))
 
 
 @dataclass(frozen=True)
@@ -262,9 +274,14 @@ def inputs_of(op: Conv | Pool) -> tuple[str, ...]:
     return tuple(term.input for term in op.terms) if isinstance(op, Conv) else (op.input,)
 
 
-def zoom_of(op: Conv | Pool | Term) -> tuple[int, int]:
-    """(rows, columns) in which the operator repeats each pixel."""
-    return op.zoom if isinstance(op, Pool) else (1, 1)
+def map_of(op: Conv | Pool | Term, source: Shape) -> tuple[int, int]:
+    """(height, width) of what the operator yields."""
+    before, after = op.pads[:2], op.pads[2:]
+    rows, columns = (
+        output_extent((size - 1) * zoom + 1 if isinstance(op, Conv | Term) else size, *of)
+        for size, zoom, *of in zip(source[1:], op.zoom, kernel_of(op), op.stride, before, after, strict=True)
+    )
+    return (rows * op.zoom[0], columns * op.zoom[1]) if isinstance(op, Pool) else (rows, columns)
 
 
 def kernel_of(op: Conv | Pool | Term) -> tuple[int, int]:

@@ -17,8 +17,7 @@ from sentei.host.network.ir import (
     accumulator_range,
     inputs_of,
     kernel_of,
-    output_extent,
-    zoom_of,
+    map_of,
 )
 from sentei.host.network.lines import FREE, find
 from sentei.overlay.instructions import THRESHOLDS
@@ -45,14 +44,12 @@ def check(network: Network) -> Network:
         source, target = tensors[op.input], tensors[op.output]
         kernel = kernel_of(op)
         for term in op.terms if isinstance(op, Conv) else (op,):
-            read, window, zoom = tensors[term.input], kernel_of(term), zoom_of(term)
-            plain = window == term.stride == (1, 1) and not any(term.pads)
-            require(zoom == (1, 1) or plain, op.name, "what repeats pixels must have a 1x1 window")
-            expected = Shape(
-                read.shape.channels if isinstance(term, Pool) else len(term.weights),
-                output_extent(read.shape.height, window[0], term.stride[0], term.pads.top, term.pads.bottom) * zoom[0],
-                output_extent(read.shape.width, window[1], term.stride[1], term.pads.left, term.pads.right) * zoom[1],
-            )
+            read, window = tensors[term.input], kernel_of(term)
+            plain = term.stride == (1, 1) and (isinstance(term, Term) or (window == (1, 1) and not any(term.pads)))
+            text = "what enlarges a map must have no stride, and a pool a 1x1 window"
+            require(term.zoom == (1, 1) or plain, op.name, text)
+            channels = read.shape.channels if isinstance(term, Pool) else len(term.weights)
+            expected = Shape(channels, *map_of(term, read.shape))
             require(min(expected) >= 1, op.name, f"window {window} does not fit input {tuple(read.shape)}")
             require(target.shape == expected, op.name, f"output must be {tuple(expected)}, not {tuple(target.shape)}")
             require(min(term.pads) >= 0 and min(term.stride) >= 1, op.name, "pads must be >= 0 and strides >= 1")

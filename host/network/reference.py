@@ -172,7 +172,7 @@ class Product:
         """float32 sums (O, N, height, width) of activations (C, N, H, W)."""
         count = activations.shape[1]
         columns = np.empty((len(self.slots), count, *extent), np.float32)
-        padded = pad(activations, self.term.pads, 0)
+        padded = pad(apart(activations, self.term.zoom), self.term.pads, 0)
         shape = self.term.weights.shape
         for row, (channel, y, x) in enumerate(zip(*np.unravel_index(self.slots, shape[1:]), strict=True)):
             columns[row] = shifted(padded[channel], y, x, self.term.stride, extent)
@@ -188,6 +188,16 @@ def contiguous(indices: np.ndarray) -> slice | np.ndarray:
     if len(indices) and indices[-1] - indices[0] + 1 == len(indices):
         return slice(int(indices[0]), int(indices[-1]) + 1)
     return indices
+
+
+def apart(activations: np.ndarray, zoom: tuple[int, int]) -> np.ndarray:
+    """Activations (..., H, W) with zeros between their rows and columns: `zoom` from each to the next."""
+    if zoom == (1, 1):
+        return activations
+    *rest, height, width = activations.shape
+    result = np.zeros((*rest, (height - 1) * zoom[0] + 1, (width - 1) * zoom[1] + 1), activations.dtype)
+    result[..., :: zoom[0], :: zoom[1]] = activations
+    return result
 
 
 def pad(activations: np.ndarray, pads: Pads, value: int) -> np.ndarray:

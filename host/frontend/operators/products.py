@@ -17,7 +17,7 @@ from sentei.host.frontend.axes import from_model, map_axes, sizes
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator, by_rows_and_columns, resolve_pads
 from sentei.host.frontend.values import Activation, Constant
-from sentei.host.network.ir import Pads, Shape
+from sentei.host.network.ir import Pads, Shape, Term
 
 
 def conv(translator: Translator, node: Node) -> Activation:
@@ -43,6 +43,109 @@ def conv(translator: Translator, node: Node) -> Activation:
     bias = translator.array(node, 2, "bias")
     # onnxruntime adds a convolution's bias once, after the sum.
     return result if bias is None else result.then(Offset(bias.astype(np.float32)))
+
+
+def conv_transpose(translator: Translator, node: Node) -> Activation:
+    """As a convolution over the map with zeros between its rows and columns, of the kernels turned around."""
+    activation = translator.map_of(node, translator.builder.as_plain(translator.activation(node), str(node)))
+    rank = len(activation.axes) - 1
+
+    def both(name: str, default: int) -> tuple[int, int]:
+        return by_rows_and_columns(activation, node.attributes.get(name, [default] * rank), default)
+
+    levels, scale = weights(translator, node, 1, channel_axis=1)
+    groups = node.attributes.get("group", 1)
+    channels, outputs = levels.shape[:2]
+    if channels != activation.shape.channels or levels.ndim != rank + 2:
+        raise UnsupportedAttribute(
+            f"{node}: weights must be ({activation.shape.channels}, ..) of {rank} dimensions, not {levels.shape}"
+        )
+    levels = levels.reshape(channels, outputs, *by_rows_and_columns(activation, list(levels.shape[2:])))
+    levels = levels.reshape(groups, channels // groups, *levels.shape[1:]).swapaxes(1, 2)
+    levels = levels.reshape(groups * outputs, channels // groups, *levels.shape[3:])[:, :, ::-1, ::-1]
+    kernels = grouped(dilated(levels, both("dilations", 1)), groups)
+    zoom = both("strides", 1)
+    pads = transposed_pads(node, activation, kernels.shape[2:], zoom, both("output_padding", 0))
+    op = translator.weighted(node.name, activation, kernels.astype(np.int16), (1, 1), pads, groups, zoom)
+    result = translator.accumulate(node, activation, op, np.tile(scale, groups), map_axes(activation.axes))
+    bias = translator.array(node, 2, "bias")
+    return result if bias is None else result.then(Offset(bias.astype(np.float32)))
+
+
+def transposed_pads(
+    node: Node, activation: Activation, kernel: tuple[int, ...], zoom: tuple[int, int], more: tuple[int, int]
+) -> Pads:
+    """What the window of a transposed convolution has around the map with its zeros."""
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    wanted = node.attributes.get("output_shape")
+    extents = None
+    if wanted is not None:
+        extents = by_rows_and_columns(activation, list(wanted)[-(len(activation.axes) - 1) :])
+    elif mode in ("SAME_UPPER", "SAME_LOWER"):
+        extents = tuple(size * factor for size, factor in zip(activation.shape[1:], zoom, strict=True))
+    if extents is None:
+        own = resolve_pads(node, activation, kernel, (1, 1))
+        cut = ((own.top, own.left), (own.bottom, own.right))
+    else:
+        total = [
+            factor * (size - 1) + further + rows - extent
+            for factor, size, further, rows, extent in zip(
+                zoom, activation.shape[1:], more, kernel, extents, strict=True
+            )
+        ]
+        halves = tuple(of // 2 for of in total)
+        others = tuple(of - half for of, half in zip(total, halves, strict=True))
+        cut = (halves, others) if mode == "SAME_UPPER" else (others, halves)
+    waiting = activation.pads
+    before = (
+        rows - 1 - own + factor * zeros
+        for rows, own, factor, zeros in zip(kernel, cut[0], zoom, waiting[:2], strict=True)
+    )
+    after = (
+        rows - 1 - own + further + factor * zeros
+        for rows, own, further, factor, zeros in zip(kernel, cut[1], more, zoom, waiting[2:], strict=True)
+    )
+    pads = Pads(*before, *after)
+    if min(pads) < 0:
+        raise UnsupportedAttribute(f"{node}: pads must be smaller than the kernel, not {cut}: cut the map by a Slice")
+    return pads
+
+
+def depth_to_space(translator: Translator, node: Node) -> Activation:
+    """Each channel's pixels go to their places by a transposed convolution with a kernel of one 1."""
+    plain, side, channels = blocks_of_pixels(translator, node)
+    if channels % side**2:
+        raise UnsupportedAttribute(f"{node}: {channels} channels make no blocks of {side} x {side} pixels")
+    kernels = np.zeros((channels // side**2, channels, side, side), np.int16)
+    for channel in range(channels):
+        if node.attributes.get("mode", "DCR") == "DCR":
+            place, target = divmod(channel, channels // side**2)
+        else:
+            target, place = divmod(channel, side**2)
+        y, x = divmod(place, side)
+        kernels[target, channel, side - 1 - y, side - 1 - x] = 1
+    pads = Pads(*[side - 1] * 4)
+    return translator.builder.rearranged(plain, Term(plain.source, kernels, pads=pads, zoom=(side, side)), node)
+
+
+def space_to_depth(translator: Translator, node: Node) -> Activation:
+    """A convolution whose kernels have one 1."""
+    plain, side, channels = blocks_of_pixels(translator, node)
+    if plain.shape.height % side or plain.shape.width % side:
+        raise UnsupportedAttribute(f"{node}: {tuple(plain.shape)} has no whole number of blocks of {side} x {side}")
+    kernels = np.zeros((channels * side**2, channels, side, side), np.int16)
+    for target in range(len(kernels)):
+        place, channel = divmod(target, channels)
+        kernels[target, channel, place // side, place % side] = 1
+    return translator.builder.rearranged(plain, Term(plain.source, kernels, stride=(side, side)), node)
+
+
+def blocks_of_pixels(translator: Translator, node: Node) -> tuple[Activation, int, int]:
+    """(quantized map, side of its blocks, channels) of a node that moves blocks of pixels to channels, or back."""
+    activation = translator.map_of(node, translator.builder.as_plain(translator.activation(node), str(node)))
+    if len(activation.axes) != 3 or any(activation.pads):
+        raise UnsupportedAttribute(f"{node}: must read a map (N, C, H, W) without padding")
+    return activation, node.attributes["blocksize"], activation.shape.channels
 
 
 def matmul(translator: Translator, node: Node) -> Activation:
@@ -135,4 +238,11 @@ def grouped(levels: np.ndarray, groups: int) -> np.ndarray:
     return result
 
 
-HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {"Conv": conv, "Gemm": gemm, "MatMul": matmul}
+HANDLERS: dict[str, Callable[[Translator, Node], Activation]] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "DepthToSpace": depth_to_space,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "SpaceToDepth": space_to_depth,
+}
