@@ -14,7 +14,7 @@ from operator import xor
 from litex.gen import LiteXModule
 from litex.soc.cores.uart import Stream2Wishbone
 from litex.soc.interconnect import stream
-from migen import FSM, Cat, If, Memory, Mux, NextState, NextValue, Signal
+from migen import FSM, READ_FIRST, Cat, If, Memory, Mux, NextState, NextValue, Signal
 from migen.genlib.misc import WaitTimer
 
 from sentei.overlay.serial_bridge import (
@@ -61,8 +61,8 @@ class SerialBridge(LiteXModule):
         sink, source = self.sink, self.source
         self.bus = bus = Stream2Wishbone(clk_freq=clock_hz)
         self.wishbone = bus.wishbone
-        self.frame = frame = Memory(8, LARGEST_BYTES)
-        self.arrival, self.departure = arrival, departure = frame.get_port(write_capable=True), frame.get_port()
+        frame = Memory(8, LARGEST_BYTES, name="frame")  # no attribute: LiteX would map it among the registers
+        arrival, departure = (frame.get_port(write_capable=writes, mode=READ_FIRST) for writes in (True, False))
         self.specials += frame, arrival, departure
         self.fsm = fsm = FSM(reset_state="IDLE")
         self.silence = silence = WaitTimer(int(clock_hz / 10))
