@@ -170,19 +170,32 @@ class SenteiOverlay(pynq.Overlay):
         """Pictures (C, H, W), one after the other, to outputs in the same order; a few jobs are in flight at a time."""
         self._activate()
         _complete(self._prepare())
-        waiting: deque[tuple] = deque()
         self._ready = False
-        pictures = iter(images)
-        batches = iter(lambda: list(islice(pictures, self._loaded.pictures)), [])
-        for number, batch in enumerate(batches):
-            if len(waiting) == len(self._slots):
-                yield from self._collect_one(*waiting.popleft())
-            packed = self._pack(batch)[0]
-            job = self._start(packed, self._loaded.body, self._slots[number % len(self._slots)])
-            waiting.append((job, len(batch)))
-        while waiting:
-            yield from self._collect_one(*waiting.popleft())
+        counts: deque[int] = deque()
+        parts: list[np.ndarray] = []
+        for part in self._stream_jobs(images, counts):
+            parts.append(part)
+            if len(parts) == self._loaded.jobs:
+                count = counts.popleft()
+                outputs = Outputs.of(self._loaded, np.stack(parts), count)
+                parts = []
+                yield from (outputs.single(number) for number in range(count))
         self._ready = True
+
+    def _stream_jobs(self, images: Iterable[np.ndarray], counts: deque[int]) -> Iterator[np.ndarray]:
+        """What each job stores, as pictures come in; how many pictures their jobs have done goes to `counts`."""
+        waiting: deque[tuple] = deque()
+        pictures = iter(images)
+        number = 0
+        for batch in iter(lambda: list(islice(pictures, self._loaded.pictures)), []):
+            counts.append(len(batch))
+            for packed in self._pack(batch):
+                if len(waiting) == len(self._slots):
+                    yield _complete(self._collect(*waiting.popleft()))
+                waiting.append(self._start(packed, self._loaded.body, self._slots[number % len(self._slots)]))
+                number += 1
+        while waiting:
+            yield _complete(self._collect(*waiting.popleft()))
 
     def trace(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Pictures (N, C, H, W) to every tensor of the program, int32 (N, C, H, W) each, by name."""
@@ -238,12 +251,6 @@ class SenteiOverlay(pynq.Overlay):
         self.last_cycles = self.engine.get("job_cycles")
         target.invalidate()
         return np.array(target, np.uint8)
-
-    def _collect_one(self, job: tuple, count: int) -> Iterator[Outputs]:
-        """Wait for a job; the outputs of each of its `count` pictures."""
-        data = _complete(self._collect(*job))
-        outputs = Outputs.of(self._loaded, data[None], count)
-        return (outputs.single(number) for number in range(count))
 
     async def _run_jobs(self, packed: np.ndarray, entry: int, slots: list[tuple], output_bytes: int) -> np.ndarray:
         results = np.empty((len(packed), output_bytes), np.uint8)

@@ -29,6 +29,7 @@ from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import FORMAT_VERSION, fingerprint
 from sentei.overlay.layout import PlaneLayout
 from sentei.overlay.tail import OutputTail
+from sentei.overlay.tiling import Tiling
 
 MAGIC = b"SENTEI\r\n"
 PREFIX = struct.Struct("<8sIIQ32s")
@@ -74,21 +75,33 @@ class TensorInfo:
     """Where a tensor lies in the output buffer.
 
     A wide output's sums are two's complement; `correction` (one a channel, empty otherwise) is subtracted from them.
+    `layout` is that of a patch, if there is a `tiling`.
     """
 
     name: str
     layout: PlaneLayout
     offset_bytes: int
     correction: tuple[int, ...] = ()
+    tiling: Tiling | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a picture's."""
+        return self.layout.channels, *whole_of(self.layout, self.tiling)
 
     def read(self, data: np.ndarray, word_bytes: int) -> np.ndarray:
-        """uint8 (N / pictures, output bytes) to int32 (N, C, H, W)."""
+        """uint8 (jobs, output bytes) to int32 (N, C, H, W)."""
         end = self.offset_bytes + self.layout.words * word_bytes
         values = self.layout.unpack(data[:, self.offset_bytes : end], word_bytes)
         if self.correction:
             unused = 32 - self.layout.bits
             values = (values << unused >> unused) - np.array(self.correction, np.int32)[:, None, None]
-        return values
+        return values if self.tiling is None else self.tiling.join(values)
+
+
+def whole_of(layout: PlaneLayout, tiling: Tiling | None) -> tuple[int, int]:
+    """(height, width) of a picture's tensor, of which a job has so much."""
+    return (layout.height, layout.width) if tiling is None else tiling.whole
 
 
 @dataclass(frozen=True)
@@ -96,8 +109,8 @@ class Program:
     """A compiled model.
 
     A device runs it like this: copy `data` to main memory; job at `prologue` with the load flag (moves weights on
-    chip); then a job at `body` for each batch of `pictures`. A job at `trace` does the same as `body` and also stores
-    every layer's output; `trace_tensors` tells where.
+    chip); then a job at `body` for each batch of `pictures`, or, with a `tiling`, for each patch of a picture. A job at
+    `trace` does the same as `body` and also stores every layer's output; `trace_tensors` tells where.
     """
 
     name: str
@@ -121,6 +134,7 @@ class Program:
     tail: OutputTail | None = None  # None: the model has its output as (N, C, H, W), or flat
     # The integer of each of 256 pixel values, for all channels or each; None: the pixel itself, (): nobody knows.
     pixels: tuple[tuple[int, ...], ...] | None = None
+    tiling: Tiling | None = None  # of the input
 
     @property
     def fingerprint(self) -> int:
@@ -150,6 +164,16 @@ class Program:
         return self.input.pictures
 
     @property
+    def jobs(self) -> int:
+        """Jobs that `pictures` need."""
+        return 1 if self.tiling is None else len(self.tiling)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a picture."""
+        return self.input.channels, *whole_of(self.input, self.tiling)
+
+    @property
     def input_bytes(self) -> int:
         return self.input.words * self.geometry.word_bytes
 
@@ -158,7 +182,7 @@ class Program:
 
         The last job's batch is filled up with empty pictures.
         """
-        shape = (self.input.channels, self.input.height, self.input.width)
+        shape = self.input_shape
         wanted = f"pictures must have shape (N, {shape[0]}, {shape[1]}, {shape[2]})"
         try:
             images = np.asarray(images)
@@ -173,6 +197,8 @@ class Program:
         missing = -len(images) % self.pictures
         if missing:
             images = np.concatenate([images, np.zeros((missing, *shape), images.dtype)])
+        if self.tiling is not None:
+            images = self.tiling.cut(images, self.input.height, self.input.width)
         return self.input.pack(images, self.geometry.word_bytes)
 
     def unpack_output(self, data: np.ndarray) -> np.ndarray:
@@ -201,7 +227,8 @@ class Program:
         values["layers"] = [layer.__dict__ for layer in self.layers]
         values["doubts"] = [doubt.__dict__ for doubt in self.doubts]
         values["tail"] = self.tail and self.tail.to_dict()
-        for name, empty in (("doubts", []), ("tail", None), ("pixels", None)):
+        values["tiling"] = self.tiling and self.tiling.to_dict()
+        for name, empty in (("doubts", []), ("tail", None), ("pixels", None), ("tiling", None)):
             if values[name] == empty:
                 del values[name]
         return values
@@ -265,6 +292,8 @@ class Program:
                 values["pixels"] = tuple(tuple(levels) for levels in values["pixels"])
             if "tail" in values:
                 values["tail"] = OutputTail.from_dict(values["tail"])
+            if "tiling" in values:
+                values["tiling"] = Tiling.from_dict(values["tiling"])
             for name in ("output_scale", "output_offset", "classes"):
                 values[name] = tuple(values[name])
             program = Program(data=content[PREFIX.size + header_bytes :], **values)
@@ -294,6 +323,7 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
                 raise ValueError(f"{name} must be a number, not {value!r}")
     if {layout.pictures for layout in layouts} != {max(1, program.pictures)}:
         raise ValueError(f"its tensors must have the same number of pictures, not {program.pictures} and others")
+    check_tilings(program)
     if not 0 < 8 * program.instruction_load_words <= len(program.data):
         raise ValueError(f"{program.instruction_load_words} instruction words do not lie in its data")
     word_bytes = program.geometry.word_bytes
@@ -308,15 +338,27 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
     ):
         raise ValueError("pixels must be 256 integers for each channel")
     if program.tail is not None:
-        output = program.output.layout
-        program.tail(np.zeros((1, output.channels, output.height, output.width), np.float32))
+        program.tail(np.zeros((1, *program.output.shape), np.float32))
+
+
+def check_tilings(program: Program) -> None:
+    """ValueError unless all tensors have as many patches as the input, each of which has what it provides."""
+    parts = [(program.input, program.tiling)]
+    parts += [(tensor.layout, tensor.tiling) for tensor in (program.output, *program.trace_tensors)]
+    for layout, tiling in parts:
+        if (1 if tiling is None else len(tiling)) != program.jobs or (tiling and program.pictures != 1):
+            raise ValueError(f"its tensors must have {program.jobs} patches of one picture each")
+        for cuts, size in ((tiling.rows, layout.height), (tiling.columns, layout.width)) if tiling else ():
+            if any(end > offset + size for offset, end in zip(cuts.offsets, cuts.begins[1:], strict=True)):
+                raise ValueError(f"patches of {size} must have what they provide, not {cuts}")
 
 
 def _tensor_to_dict(tensor: TensorInfo) -> dict:
-    return dict(tensor.__dict__, layout=tensor.layout.to_dict(), correction=list(tensor.correction))
+    changed = {"layout": tensor.layout.to_dict(), "correction": list(tensor.correction)}
+    return tensor.__dict__ | changed | {"tiling": tensor.tiling and tensor.tiling.to_dict()}
 
 
 def _tensor_from_dict(values: dict) -> TensorInfo:
-    return TensorInfo(
-        **dict(values, layout=PlaneLayout.from_dict(values["layout"]), correction=tuple(values["correction"]))
-    )
+    tiling = values.get("tiling")
+    changed = {"layout": PlaneLayout.from_dict(values["layout"]), "correction": tuple(values["correction"])}
+    return TensorInfo(**values | changed | {"tiling": tiling and Tiling.from_dict(tiling)})

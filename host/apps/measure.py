@@ -41,15 +41,15 @@ class Difference:
 
 
 def share(value: float, program: Program) -> float:
-    """A picture's share of a job's figure."""
-    return value / program.pictures if program.pictures > 1 else value
+    """A picture's share of a job's figure, or of its patches' jobs."""
+    return value * program.jobs / program.pictures if program.jobs != program.pictures else value
 
 
 def random_images(program: Program, count: int, seed: int = 0) -> np.ndarray:
     """Pictures of uniformly random pixels over the whole range, int64 (count, C, H, W)."""
     source = program.input
     rng = np.random.default_rng(seed)
-    return rng.integers(source.low, source.high + 1, (count, source.channels, source.height, source.width))
+    return rng.integers(source.low, source.high + 1, (count, *program.input_shape))
 
 
 def first_difference(
@@ -109,7 +109,7 @@ class Benchmark:
 def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark:
     """Runs random pictures and reads cycles and profile of the last job; of four or more, so that jobs overlap."""
     program = overlay.program
-    images = random_images(program, jobs * program.pictures, seed)
+    images = random_images(program, -(-jobs // program.jobs) * program.pictures, seed)
     simulator = getattr(overlay.device, "simulator", None)
     start_cycles = simulator.cycles if simulator else 0
     start = time.perf_counter()

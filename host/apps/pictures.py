@@ -65,7 +65,7 @@ def read_image(
             picture = eight_bits(opened, path).convert("L" if source.channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: is not a picture that can be read ({error})") from error
-    size = (source.width, source.height)
+    size = program.input_shape[:0:-1]
     if picture.size != size and fit is None and notice is not None:
         notice(f"{path.name}: {picture.width}x{picture.height} pixels, resized to {size[0]}x{size[1]}; --fit says how")
     values = np.asarray(fitted(picture, size, fit or "resize"), np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -18,12 +19,14 @@ from sentei.host.compiler.placement import Placement, placements
 from sentei.host.compiler.plan import plan_streams
 from sentei.host.compiler.schedule import Layer, schedule, steps_of
 from sentei.host.compiler.steps import weight_digits
+from sentei.host.compiler.tiling import tilings
 from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, residual_codes
 from sentei.host.network.law import check
 from sentei.host.network.pixels import pixel_levels
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.program import LayerInfo, Program
+from sentei.overlay.tiling import Tiling
 
 
 def without_idle_weights(network: Network) -> Network:
@@ -41,6 +44,9 @@ def without_idle_weights(network: Network) -> Network:
             op = replace(op, weights=np.where(kept, op.weights, 0), addends=addends)
         ops.append(op)
     return replace(network, ops=tuple(ops))
+
+
+MOST_TILINGS = 4  # that are compiled, until one has room
 
 
 def kept_macs(weights: np.ndarray, groups: int, columns: int) -> int:
@@ -93,15 +99,44 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
     operator and memory, for one that does not fit.
 
     `batch` pictures make a job. They share tiles, so small maps leave fewer lanes empty; they need as many times the
-    activation memory.
+    activation memory. Pictures that it has no room for are done in patches (host/compiler/tiling.py).
     """
     if batch < 1:
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
     network = without_idle_weights(check(network))
+    try:
+        next(placements(network, geometry, batch))
+    except CapacityError as error:
+        return compile_patches(network, geometry, classes, batch, error)
+    return compile_whole(network, network, {}, geometry, classes, batch)
+
+
+def compile_patches(
+    network: Network, geometry: Geometry, classes: tuple[str, ...], batch: int, error: CapacityError
+) -> Program:
+    """Of pictures that the activation memory has no room for, in patches; raises `error` where that does not help."""
+    if batch == 1:
+        for patch, cuts in islice(tilings(network, geometry), MOST_TILINGS):
+            try:
+                return compile_whole(network, patch, cuts, geometry, classes, batch)
+            except CapacityError as further:
+                error = further
+    raise error
+
+
+def compile_whole(
+    whole: Network,
+    network: Network,
+    cuts: dict[str, Tiling],
+    geometry: Geometry,
+    classes: tuple[str, ...],
+    batch: int,
+) -> Program:
+    """The program of `whole`, whose jobs do `network`, the same or one of its patches."""
     placed, exclusive, layers = fewest_steps(network, geometry, batch)
     streams = pack_streams(network, placed, layers, geometry)
     plan = plan_streams(streams, geometry, network)
-    emitted = Emitter(network, geometry, placed, exclusive, layers, plan, streams)
+    emitted = Emitter(network, geometry, placed, exclusive, layers, plan, streams, cuts)
     source, output = placed[network.input].layout, emitted.tensor_info(network.output, 0)
     return Program(
         name=network.name,
@@ -117,9 +152,10 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         output_offset=tuple(float(v) for v in network.output_offset),
         trace_tensors=tuple(emitted.traced),
         trace_bytes=emitted.trace_bytes,
-        layers=tuple(layer_info(op, network, geometry) for op in network.ops),
+        layers=tuple(layer_info(op, whole, geometry) for op in whole.ops),
         classes=classes,
-        doubts=network.doubts,
-        tail=network.tail,
-        pixels=pixel_levels(network),
+        doubts=whole.doubts,
+        tail=whole.tail,
+        pixels=pixel_levels(whole),
+        tiling=cuts.get(network.input),
     )

@@ -31,6 +31,7 @@ from sentei.overlay.instructions import (
     load_words,
 )
 from sentei.overlay.program import TensorInfo
+from sentei.overlay.tiling import Tiling
 
 
 def aligned(size: int) -> int:
@@ -61,7 +62,9 @@ class Emitter:
         layers: list[Layer],
         plan: StreamPlan,
         streams: Streams,
+        tilings: Mapping[str, Tiling],
     ):
+        self.tilings = tilings
         self.network, self.geometry, self.placed, self.exclusive = network, geometry, placed, exclusive
         self.layers, self.plan, self.streams = layers, plan, streams
         self.total = layers[-1].sections.last
@@ -176,7 +179,7 @@ class Emitter:
         op = next(op for op in self.network.ops if op.output == name)
         wide = op.requantize is None
         correction = tuple(int(value) for value in self.streams.corrections) if wide else ()
-        return TensorInfo(name, self.placed[name].layout, offset, correction)
+        return TensorInfo(name, self.placed[name].layout, offset, correction, self.tilings.get(name))
 
     def _emit(self, opcode: Opcode, epoch: int = 0, **fields: int) -> None:
         self.instructions.append(INSTRUCTION.pack(opcode=opcode, epoch=epoch % (1 << EPOCH_BITS), **fields))

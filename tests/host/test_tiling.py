@@ -1,0 +1,87 @@
+"""Pictures in patches: what they provide, joined, is what the whole picture gives, in every tensor."""
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+from helpers.large_networks import large_network
+from helpers.tiers import seeds
+
+from sentei.host.compiler.compile import compile_network
+from sentei.host.compiler.tiling import tilings
+from sentei.host.network import reference
+from sentei.host.network.ir import Conv, Shape, Tensor
+from sentei.overlay.errors import CapacityError
+from sentei.overlay.geometry import PRESETS
+from sentei.overlay.program import Program
+from sentei.overlay.tiling import Cuts, Tiling
+
+GEOMETRY = PRESETS["8x8"]
+
+
+@pytest.mark.parametrize("seed", seeds(40, 2000))
+def test_patches_joined_are_the_whole(seed):
+    network, images = large_network(seed)
+    rng = np.random.default_rng(seed)
+    whole = reference.run(network, images)
+    small = replace(GEOMETRY, activation_words=int(rng.choice([256, 512, 1024, 2048])))
+    for patch, cuts in islice(tilings(network, small), 3):
+        size = patch.tensors[patch.input].shape
+        patches = cuts[network.input].cut(images, size.height, size.width)
+        found = reference.run(patch, patches)
+        for name, values in whole.items():
+            np.testing.assert_array_equal(cuts[name].join(found[name]), values, err_msg=f"seed {seed}, {name}, {size}")
+
+
+def test_the_patches_with_the_least_work_come_first():
+    network, _ = large_network(0)
+    source = network.tensors[network.input].shape
+    work = [
+        len(cuts[network.input]) * patch.tensors[patch.input].shape.height * patch.tensors[patch.input].shape.width
+        for patch, cuts in islice(tilings(network, replace(GEOMETRY, activation_words=256)), 20)
+    ]
+    assert work == sorted(work) and work[0] > source.height * source.width
+
+
+def test_a_program_keeps_its_patches():
+    network, images = large_network(0)
+    program = compile_network(network, replace(GEOMETRY, activation_words=512))
+    assert program.jobs > 1 and program.input_shape == network.tensors[network.input].shape
+    assert Program.from_bytes(program.to_bytes()) == program
+    assert len(program.pack_input(images)) == 2 * program.jobs
+    assert sum(layer.macs for layer in program.layers) == sum(
+        layer.macs for layer in compile_network(network, replace(GEOMETRY, activation_words=1 << 16)).layers
+    )
+
+
+def test_a_network_that_is_not_the_same_everywhere_is_refused_as_before():
+    network, _ = large_network(0)
+    output = network.tensors[network.output].shape
+    full = Conv("full", network.ops[-1].input, "y", np.ones((3, network.ops[-1].weights.shape[1], *output[1:]), int))
+    with_full = replace(
+        network,
+        ops=(*network.ops[:-1], full),
+        tensors=network.tensors | {"y": Tensor("y", Shape(3, 1, 1), 32, True)},
+    )
+    with pytest.raises(CapacityError, match="use a geometry with more activation_words"):
+        compile_network(with_full, replace(GEOMETRY, activation_words=512))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tiling: tiling["rows"].update(begins=[0, 5]),
+        lambda tiling: tiling["rows"].update(begins=tiling["rows"]["begins"][::-1]),
+        lambda tiling: tiling["columns"].update(offsets=[10**6 for _ in tiling["columns"]["offsets"]]),
+        lambda tiling: tiling["columns"].update(offsets=["a"]),
+        lambda tiling: tiling.pop("rows"),
+    ],
+)
+def test_patches_that_are_not_whole_are_refused(damage):
+    cuts = Tiling(Cuts((0, 4, 8), (0, 6, 10, 14)), Cuts((0,), (0, 9)))
+    values = {axis: {name: list(of) for name, of in part.items()} for axis, part in cuts.to_dict().items()}
+    assert Tiling.from_dict(values) == cuts
+    damage(values)
+    with pytest.raises((ValueError, KeyError)):
+        Tiling.from_dict(values)

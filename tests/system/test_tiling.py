@@ -1,0 +1,61 @@
+"""Pictures in patches on the Verilated engine of the smallest board: every layer, joined, is the reference's; streams,
+traces, cycles."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("litex")
+
+from helpers.geometries import LAYER_GEOMETRIES
+from helpers.large_networks import large_network
+from helpers.random_layers import describe
+from helpers.tiers import seeds
+
+from sentei.driver import SenteiOverlay
+from sentei.host.apps.measure import benchmark, first_difference
+from sentei.host.compiler.compile import compile_network
+from sentei.host.network import reference
+from sentei.overlay.errors import CapacityError
+
+LARGEST = 90  # rows and columns: few of them fit
+
+
+@pytest.fixture(scope="module")
+def overlay(overlay_path):
+    with SenteiOverlay(overlay_path(LAYER_GEOMETRIES["12F"])) as overlay:
+        yield overlay
+
+
+def in_patches(seed, geometry):
+    """The first of the seed's networks that runs in patches: (network, images, program)."""
+    for attempt in range(50):
+        network, images = large_network(50 * seed + attempt, LARGEST)
+        try:
+            program = compile_network(network, geometry)
+        except CapacityError:
+            continue
+        if program.jobs > 1:
+            return network, images, program
+    raise AssertionError(f"none of seed {seed}'s networks needs patches, and fits in them")
+
+
+@pytest.mark.parametrize("seed", seeds(8, 300))
+def test_every_layer_is_the_references(overlay, seed):
+    network, images, program = in_patches(seed, overlay.manifest.geometry)
+    overlay.load(program)
+    overlay.device.simulator.stall_memory(seed + 1 if seed % 3 == 0 else 0)
+    assert first_difference(overlay, network, images) is None, f"seed {seed}: {describe(network)}"
+
+
+def test_streams_and_benchmarks_take_patches_as_pictures(overlay):
+    network, images = large_network(0, LARGEST)
+    program = compile_network(network, overlay.manifest.geometry)
+    assert program.jobs > 1
+    overlay.load(program)
+    expected = reference.run(network, images)[network.output]
+    assert np.array_equal(overlay.run(images), expected)
+    streamed = list(overlay.stream(image for image in images))
+    assert np.array_equal(np.stack(streamed), expected)
+    measured = benchmark(overlay)
+    assert measured.cycles == program.jobs * overlay.last_cycles
+    assert 0 < measured.utilisation < 1
