@@ -139,10 +139,10 @@ def make_layouts(network: Network, geometry: Geometry, batch: int, packed: Packe
 
 
 def last_uses(network: Network) -> dict[str, int]:
-    """Index of the last operator that reads each tensor; the output lives to the end."""
+    """Index of the last operator that reads each tensor, or makes it; the output lives to the end."""
     uses = dict.fromkeys(network.tensors, -1)
     for index, op in enumerate(network.ops):
-        uses.update(dict.fromkeys(inputs_of(op), index))
+        uses.update(dict.fromkeys((op.output, *inputs_of(op)), index))
         if op.requantize is not None and op.requantize.residual is not None:
             uses[op.requantize.residual] = index
     uses[network.output] = len(network.ops)

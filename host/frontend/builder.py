@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -394,26 +395,35 @@ class Builder:
         """The shape that an operator yields."""
         return Shape(len(op.weights) if isinstance(op, Conv) else source.channels, *map_of(op, source))
 
-    def enlarged(self, activation: Activation, zoom: tuple[int, int], name: str, node: Node) -> Activation:
+    def enlarged(self, activation: Activation, zoom: tuple[int, int], node: Node) -> Activation:
         """A quantized tensor with each pixel repeated, emitted."""
-        plain = self.as_plain(activation, str(node))
-        source = self.tensors[plain.source]
-        if any(plain.pads) or source.bits > 4:
-            raise UnsupportedOperator(f"{node}: must enlarge a quantized tensor of at most 4 bits: {QUANTIZE_IT}")
-        op = Pool(self.op_name(node.name), plain.source, "", "sum", (1, 1), requantize=identity(source), zoom=zoom)
-        target = replace(source, name=self.free_name(name, set(self.tensors)), shape=self.extent(op, source.shape))
-        self.emit(op, target)
-        return self.activation_of(target.name, str(node), map_axes(plain.axes))
 
-    def rearranged(self, plain: Activation, term: Term, node: Node) -> Activation:
-        """What a convolution makes of a quantized tensor that gives each place one of its integers, emitted."""
-        source = self.tensors[plain.source]
-        if source.bits > 4:
-            raise UnsupportedOperator(f"{node}: must read a quantized tensor of at most 4 bits: {QUANTIZE_IT}")
-        op = Conv.of_terms(self.op_name(node.name), [term])
-        target = replace(source, name=self.free_name(node.outputs[0], set(self.tensors)), shape=self.extent_of(op))
-        self.emit(replace(op, requantize=identity(target)), target)
-        return self.activation_of(target.name, str(node), map_axes(plain.axes))
+        def repeat(source: str) -> Pool:
+            return Pool("", source, "", "sum", (1, 1), zoom=zoom)
+
+        return self.moved_pixels(activation, repeat, node)
+
+    def moved_pixels(self, activation: Activation, move: Callable[[str], Conv | Pool], node: Node) -> Activation:
+        """A quantized tensor whose integers `move`, of a tensor's name, puts elsewhere, emitted; of one of two nibbles
+        either."""
+        plain = self.as_plain(activation, str(node))
+        wide = plain.stored_wide
+        if any(plain.pads) or (wide is None and self.tensors[plain.source].bits > 4):
+            raise UnsupportedOperator(f"{node}: must read a quantized tensor behind a layer: {QUANTIZE_IT}")
+
+        def moved(name: str) -> Tensor:
+            source, op = self.tensors[name], move(name)
+            shape = self.extent(op, source.shape)
+            target = replace(source, name=self.free_name(f"{node.outputs[0]}", set(self.tensors)), shape=shape)
+            self.emit(replace(op, name=self.op_name(node.name), requantize=identity(target)), target)
+            return target
+
+        axes = map_axes(plain.axes)
+        if wide is None:
+            return self.activation_of(moved(plain.source).name, str(node), axes)
+        high, low = moved(wide.high), moved(wide.low)
+        whole = replace(wide.whole, name=f"{wide.whole.name} after {node.name}", shape=high.shape)
+        return self.sum_of_nibbles(Wide(whole, high.name, low.name), node.name, str(node), axes)
 
     def as_plain(self, activation: Activation, reader: str) -> Activation:
         """The activation as a quantized tensor (padding may wait); emits a maximum of one, refuses anything else."""

@@ -82,9 +82,7 @@ OPERATORS: dict[str, Operator] = {
         },
         {"pads": [9, 9, 9, 9]},
     ),
-    "DepthToSpace": Operator(
-        "of a quantized tensor of at most 4 bits", {"blocksize": "a divisor of the channels", "mode": ANY}
-    ),
+    "DepthToSpace": Operator("of a quantized tensor", {"blocksize": "a divisor of the channels", "mode": ANY}),
     "DequantizeLinear": Operator(
         "behind QuantizeLinear with the same scale and zero point, of constants, or of an input of integers",
         {"axis": ANY, "block_size": "0", "output_dtype": UNUSED},
@@ -145,7 +143,7 @@ OPERATORS: dict[str, Operator] = {
         {"allowzero": ANY, "shape": UNUSED, **OLD},
     ),
     "Resize": Operator(
-        "of a quantized tensor of at most 4 bits, where each pixel is repeated in whole numbers of rows and columns",
+        "of a quantized tensor, where each pixel is repeated in whole numbers of rows and columns",
         {
             "mode": "nearest",
             "coordinate_transformation_mode": "such that each pixel is repeated",
@@ -161,7 +159,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "Shape": Operator("a constant", {"start": ANY, "end": ANY}),
     "Sigmoid": Operator(TAIL, OLD),
-    "SpaceToDepth": Operator("of a quantized tensor of at most 4 bits", {"blocksize": "a divisor of rows and columns"}),
+    "SpaceToDepth": Operator("of a quantized tensor", {"blocksize": "a divisor of rows and columns"}),
     "Softmax": Operator(TAIL, {"axis": "not the batch's"}, {"axis": 0}),
     "Squeeze": Operator("of axes of size 1", {"axes": ANY}),
     "Sub": Operator(BY_CONSTANT, BROADCAST),

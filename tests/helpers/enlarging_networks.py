@@ -17,14 +17,15 @@ def enlarging_model(seed: int) -> tuple[onnx.ModelProto, str]:
         return writer.quant(writer.constant(levels * 0.125), 0.125, 4, True)
 
     def quantized(name: str, signed: bool) -> str:
-        return writer.quant(name, 0.5, 4, signed)
+        bits = int(rng.choice([4, 4, 8]))
+        return writer.quant(name, 0.5 if bits == 4 else 0.0625, bits, signed)
 
     channels, height, width = int(rng.integers(1, 9)), int(rng.integers(1, 9)), int(rng.integers(1, 9))
     name = writer.quant("input", 2.0**-4, int(rng.choice([4, 8])), bool(rng.random() < 0.3))
     text = [f"{channels}x{height}x{width}"]
     inputs = channels
     for _ in range(int(rng.integers(1, 3))):
-        kind = rng.choice(["transposed", "transposed", "depth", "space"])
+        kind = rng.choice(["transposed", "transposed", "depth", "space", "repeated"])
         signed = bool(rng.random() < 0.3)
         if kind == "transposed":
             kernel, strides = (tuple(int(v) for v in rng.integers(1, high, 2)) for high in (6, 4))
@@ -51,7 +52,14 @@ def enlarging_model(seed: int) -> tuple[onnx.ModelProto, str]:
         outputs = int(rng.integers(1, 4))
         before = outputs * side**2 if kind == "depth" else outputs
         name = quantized(writer.node("Conv", name, weights(before, inputs, 1, 1)), signed)
-        if kind == "depth" and max(height, width) * side <= 30:
+        if kind == "repeated" and max(height, width) <= 15:
+            factors = [1, 1, *(int(v) for v in rng.integers(1, 3, 2))]
+            scales = writer.constant(factors)
+            attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            name = writer.node("Resize", name, "", scales, **attributes)
+            height, width, inputs = height * factors[2], width * factors[3], before
+            text.append(f"Resize {factors}")
+        elif kind == "depth" and max(height, width) * side <= 30:
             mode = str(rng.choice(["DCR", "CRD"]))
             name = writer.node("DepthToSpace", name, blocksize=side, mode=mode)
             height, width, inputs = height * side, width * side, outputs

@@ -182,7 +182,7 @@ def resize(translator: Translator, node: Node) -> Activation:
         raise UnsupportedAttribute(
             f"{node}: mode must be nearest, such that each pixel is repeated, not {mode}: use asymmetric and floor"
         )
-    return translator.builder.enlarged(activation, zoom, node.outputs[0], node)
+    return translator.builder.enlarged(activation, zoom, node)
 
 
 def enlargement(translator: Translator, node: Node, own: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from sentei.host.frontend.axes import from_model, map_axes, sizes
 from sentei.host.frontend.model_file import Node
 from sentei.host.frontend.translator import Translator, by_rows_and_columns, resolve_pads
 from sentei.host.frontend.values import Activation, Constant
-from sentei.host.network.ir import Pads, Shape, Term
+from sentei.host.network.ir import Conv, Pads, Shape
 
 
 def conv(translator: Translator, node: Node) -> Activation:
@@ -124,8 +124,11 @@ def depth_to_space(translator: Translator, node: Node) -> Activation:
             target, place = divmod(channel, side**2)
         y, x = divmod(place, side)
         kernels[target, channel, side - 1 - y, side - 1 - x] = 1
-    pads = Pads(*[side - 1] * 4)
-    return translator.builder.rearranged(plain, Term(plain.source, kernels, pads=pads, zoom=(side, side)), node)
+
+    def spread(source: str) -> Conv:
+        return Conv("", source, "", kernels, pads=Pads(*[side - 1] * 4), zoom=(side, side))
+
+    return translator.builder.moved_pixels(plain, spread, node)
 
 
 def space_to_depth(translator: Translator, node: Node) -> Activation:
@@ -137,7 +140,11 @@ def space_to_depth(translator: Translator, node: Node) -> Activation:
     for target in range(len(kernels)):
         place, channel = divmod(target, channels)
         kernels[target, channel, place // side, place % side] = 1
-    return translator.builder.rearranged(plain, Term(plain.source, kernels, stride=(side, side)), node)
+
+    def gather(source: str) -> Conv:
+        return Conv("", source, "", kernels, stride=(side, side))
+
+    return translator.builder.moved_pixels(plain, gather, node)
 
 
 def blocks_of_pixels(translator: Translator, node: Node) -> tuple[Activation, int, int]:
