@@ -14,7 +14,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area zoo performance ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f boards resources bridge clean
+.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area zoo performance ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f boards resources bridge superres clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ resources: setup ## cells of the Xilinx boards' SoCs by yosys, in some minutes: 
 
 bridge: setup ## 1,000 inferences over the serial bridge to a simulated SoC, and as many over a bad line: reports/bridge.json
 	PYTHONPATH=tests $(VENV)/bin/python scripts/bridge.py models/fmnist-ninth.onnx --output reports/bridge.json
+
+superres: setup ## enlarge a photograph with a network of others on the simulated SoC: build/superres/result.jpg
+	$(VENV)/bin/python scripts/superres.py
 
 zoo: setup ## try networks of others (SENTEI_ZOO=folder of .onnx files): reports/zoo.json, in some minutes
 	$(VENV)/bin/python scripts/zoo.py $(or $(SENTEI_ZOO),$(error SENTEI_ZOO must name a folder of .onnx files)) --output reports/zoo.json

@@ -1,7 +1,9 @@
 """Pictures in patches: what they provide, joined, is what the whole picture gives, in every tensor."""
 
 from dataclasses import replace
+from importlib.resources import files
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from helpers.tiers import seeds
 
 from sentei.host.compiler.compile import compile_network
 from sentei.host.compiler.tiling import tilings
+from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.host.network.ir import Conv, Shape, Tensor
 from sentei.overlay.errors import CapacityError
@@ -66,6 +69,13 @@ def test_a_network_that_is_not_the_same_everywhere_is_refused_as_before():
     )
     with pytest.raises(CapacityError, match="use a geometry with more activation_words"):
         compile_network(with_full, replace(GEOMETRY, activation_words=512))
+
+
+def test_a_network_of_others_enlarges_a_picture_of_128_pixels_in_patches():
+    network = load(Path(str(files("qonnx"))) / "data" / "onnx" / "bsd300x3-espcn" / "nn_resize" / "quant_model.onnx")
+    program = compile_network(network, PRESETS["32x32"])
+    assert program.jobs > 1 and program.input_shape == (3, 128, 128)
+    assert program.output.shape == (3, 256, 256)
 
 
 @pytest.mark.parametrize(
