@@ -87,6 +87,7 @@ def program_figures(program: Program) -> dict:
         "fingerprint": f"{program.fingerprint:#010x}",
         "data_bytes": len(program.data),
         "batch": program.pictures,
+        "patches": program.jobs,
         "input_bytes": program.input_bytes,
         "output_bytes": program.output_bytes,
         "macs": macs,
@@ -106,6 +107,10 @@ def describe_program(program: Program) -> None:
         kept = f"{layer.macs / layer.dense_macs:.1%}" if layer.dense_macs else ""
         table.add_row(layer.name, layer.kind, str(layer.macs), kept, f"{layer.bound_cycles:.1f}")
     console.print(table)
+    if program.jobs > 1:
+        _, height, width = program.input_shape
+        size = f"{program.input.height} x {program.input.width}"
+        say(f"a picture of {height} x {width} pixels is done in {program.jobs} patches of {size}, which overlap")
     say(f"arithmetic: {program.meaning}")
 
 
