@@ -39,6 +39,7 @@ from sentei.overlay.serial_bridge import (
 LIMIT_S = 4.0  # without an answer, after which the device is given up
 PATIENCE_S = 0.25  # after which an answer is asked for again
 CHUNK_BYTES = 4096
+MOST_BYTES = 1 << 16  # without an end, of which the last are kept
 SPECIAL = re.compile(b"[%c%c%c]" % (START, END, ESCAPE))
 ESCAPED = re.compile(b"%c(.)" % ESCAPE, re.DOTALL)
 
@@ -194,7 +195,8 @@ class Link:
             self._heard += self._line.receive()
         except OSError as error:
             self._give_up(f"failed: {error}", error)
-        *frames, self._heard = self._heard.split(bytes((END,)))
+        *frames, rest = self._heard.split(bytes((END,)))
+        self._heard = rest[-MOST_BYTES:]
         for frame in frames:
             self._take(frame.rpartition(bytes((START,)))[2])
         now = time.monotonic()

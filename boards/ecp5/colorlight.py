@@ -1,6 +1,8 @@
 """Colorlight i5 (25F) and i9 (45F): LED receiver cards with 8 MiB of SDRAM, 32 bits wide, on a carrier with a serial
 port."""
 
+from dataclasses import replace
+
 from litedram.modules import M12L64322A
 from litedram.phy import GENSDRPHY
 from litex.soc.cores.uart import UARTPHY
@@ -38,6 +40,6 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
     return platform, clocks, memory, UARTPHY(platform.request("serial"), clock_hz, BAUD), led
 
 
-BOARD = Board(
-    "colorlight", {device: DEVICES[device] for device in CARDS}, MEMORY_MODELS["colorlight-sdram"], ECP5Flow(), parts
-)
+# Its pins are far from one another: the SDRAM's controller reaches less than on a ULX3S.
+PRESETS = {"25F": replace(DEVICES["25F"], clock_hz=60_000_000), "45F": DEVICES["45F"]}
+BOARD = Board("colorlight", PRESETS, MEMORY_MODELS["colorlight-sdram"], ECP5Flow(), parts)

@@ -2,8 +2,8 @@
 
 sentei.v, sentei.lpf --yosys--> sentei.json --nextpnr--> sentei.config --ecppack--> sentei.bit
 
-nextpnr's electrostatic placer (`static`) spreads the cells over the whole device. The analytic one (`heap`) crowds them
-into its middle, whatever its density is set to, with a quarter more wire: there router2 stood still (docs/boards.md).
+nextpnr's electrostatic placer (`static`) spreads the cells over the whole device; the analytic one (`heap`) crowds them
+into its middle. router1 heeds timing, and comes to no end on the largest device; router2 does (docs/boards.md).
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from sentei.gateware.tools.yowasp import ecppack, nextpnr_ecp5, yosys
 
 # Wide multiplexers cost more LUTs in PFUMX trees than without; boards/ecp5/area.py says why no word is checked.
 SYNTHESIS = "synth_ecp5 -nowidelut -no-rw-check"
-PLACEMENT = ("--placer", "static", "--router", "router1")
+PLACER, ROUTER = "static", "router1"
+ROUTERS = {"85k": "router2"}  # other ones, by nextpnr's name of the device
 CELLS = {"luts": "TRELLIS_COMB", "ffs": "TRELLIS_FF", "dsps": "MULT18X18D", "brams": "DP16KD"}
 LIMIT_MINUTES = 60  # for place and route
 SHOW_S = 5  # progress is shown so often
 PROGRESS = {
+    r"iter=(\d+) wires=\d+ overused=(\d+)": "routing, round {}: {} wires are used twice",
     r"Info: +\d+ \| +\d+ +\d+ \| +\d+ +\d+ \| +(\d+)\|": "routing, {} connections are left",
     r"iter=(\d+) steplen": "placing, step {}",
     r"at iteration #(\d+), type": "placing, round {}",
@@ -54,7 +56,10 @@ class ECP5Flow(Flow):
         read = "; ".join(f"read_verilog {source.name}" for source in local)
         with stage("synthesis by yosys"):
             yosys(f"{read}; {SYNTHESIS} -top {NAME} -json {NAME}.json", work)
+        size = toolchain.nextpnr_ecp5_architectures[f"{family}-{size}"]
         options = {
+            "--placer": PLACER,
+            "--router": ROUTERS.get(size, ROUTER),
             "--package": package,
             "--speed": speed,
             "--json": f"{NAME}.json",
@@ -63,7 +68,7 @@ class ECP5Flow(Flow):
             "--report": "report.json",
             "--seed": str(seed),
         }
-        arguments = [f"--{toolchain.nextpnr_ecp5_architectures[f'{family}-{size}']}", "--timing-allow-fail", *PLACEMENT]
+        arguments = [f"--{size}", "--timing-allow-fail"]
         arguments += [word for option in options.items() for word in option]
         with stage(f"place and route by nextpnr, at most {LIMIT_MINUTES} minutes") as show:
             nextpnr_ecp5(arguments, work, watcher(show), 60 * LIMIT_MINUTES)

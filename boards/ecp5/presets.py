@@ -30,7 +30,7 @@ DEVICES = {
     "12F": Device(SMALL, multipliers=16, clock_hz=70_000_000),  # LiteDRAM's bank machines reach little more
     "25F": Device(SMALL, multipliers=16, clock_hz=70_000_000),
     "45F": Device(MEDIUM, multipliers=64, clock_hz=65_000_000),
-    "85F": Device(LARGE, multipliers=128, clock_hz=75_000_000),
+    "85F": Device(LARGE, multipliers=128, clock_hz=50_000_000),
 }
 
 

@@ -166,6 +166,7 @@ LOG = (
     "Info:     at iteration #3, type ALL: wirelen solved = 1, spread = 2, legal = 3; time = 4.70s",
     "Info: iter=87 steplen=0.653513 a=45.450672 penalty=[0.00, 0.00, 0.00, 0.00]",
     "Info:   at iteration #10: temp = 0.000000, timing cost = 410, wirelen = 231074 ",
+    "Info:     iter=9 wires=518198 overused=1938 overuse=1948 archfail=NA",
     "Info:     158000 |    26470     126256 |   93   907 |     11160|       0.92     220.10|",
 )
 
@@ -176,6 +177,7 @@ def test_a_build_says_how_far_nextpnr_is(monkeypatch):
         "placing, round 3",
         "placing, step 87",
         "refining the placement, round 10",
+        "routing, round 9: 1938 wires are used twice",
         "routing, 11160 connections are left",
     ]
     shown = []
@@ -183,7 +185,7 @@ def test_a_build_says_how_far_nextpnr_is(monkeypatch):
     for line in LOG:
         ecp5.watcher(shown.append)(line)
         ecp5.watcher(None)(line)
-    assert len(shown) == 4
+    assert len(shown) == 5
 
 
 @pytest.mark.parametrize(
