@@ -27,9 +27,8 @@ import numpy as np
 from sentei.overlay.errors import InputError, ProgramError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import FORMAT_VERSION, fingerprint
-from sentei.overlay.layout import PlaneLayout
+from sentei.overlay.layout import PlaneLayout, Tiling
 from sentei.overlay.tail import OutputTail
-from sentei.overlay.tiling import Tiling
 
 MAGIC = b"SENTEI\r\n"
 PREFIX = struct.Struct("<8sIIQ32s")

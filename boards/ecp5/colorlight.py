@@ -41,5 +41,6 @@ def parts(device: str, geometry: Geometry, clock_hz: int):
 
 
 # Its pins are far from one another: the SDRAM's controller reaches less than on a ULX3S.
-PRESETS = {"25F": replace(DEVICES["25F"], clock_hz=60_000_000), "45F": DEVICES["45F"]}
+CLOCKS = {"25F": 60_000_000, "45F": 50_000_000}
+PRESETS = {device: replace(DEVICES[device], clock_hz=clock_hz) for device, clock_hz in CLOCKS.items()}
 BOARD = Board("colorlight", PRESETS, MEMORY_MODELS["colorlight-sdram"], ECP5Flow(), parts)

@@ -19,14 +19,14 @@ from sentei.host.compiler.placement import Placement, placements
 from sentei.host.compiler.plan import plan_streams
 from sentei.host.compiler.schedule import Layer, schedule, steps_of
 from sentei.host.compiler.steps import weight_digits
-from sentei.host.compiler.tiling import tilings
 from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, residual_codes
 from sentei.host.network.law import check
+from sentei.host.network.patches import tilings
 from sentei.host.network.pixels import pixel_levels
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
+from sentei.overlay.layout import Tiling
 from sentei.overlay.program import LayerInfo, Program
-from sentei.overlay.tiling import Tiling
 
 
 def without_idle_weights(network: Network) -> Network:
@@ -99,7 +99,7 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
     operator and memory, for one that does not fit.
 
     `batch` pictures make a job. They share tiles, so small maps leave fewer lanes empty; they need as many times the
-    activation memory. Pictures that it has no room for are done in patches (host/compiler/tiling.py).
+    activation memory. Pictures that it has no room for are done in patches (host/network/patches.py).
     """
     if batch < 1:
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
@@ -115,8 +115,16 @@ def compile_patches(
     network: Network, geometry: Geometry, classes: tuple[str, ...], batch: int, error: CapacityError
 ) -> Program:
     """Of pictures that the activation memory has no room for, in patches; raises `error` where that does not help."""
+
+    def fits(patch: Network) -> bool:
+        try:
+            next(placements(patch, geometry))
+        except CapacityError:
+            return False
+        return True
+
     if batch == 1:
-        for patch, cuts in islice(tilings(network, geometry), MOST_TILINGS):
+        for patch, cuts in islice(tilings(network, fits), MOST_TILINGS):
             try:
                 return compile_whole(network, patch, cuts, geometry, classes, batch)
             except CapacityError as further:

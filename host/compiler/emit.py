@@ -30,8 +30,8 @@ from sentei.overlay.instructions import (
     Until,
     load_words,
 )
+from sentei.overlay.layout import Tiling
 from sentei.overlay.program import TensorInfo
-from sentei.overlay.tiling import Tiling
 
 
 def aligned(size: int) -> int:

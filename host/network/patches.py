@@ -1,4 +1,4 @@
-"""Cuts pictures that the activation memory has no room for into patches (overlay/tiling.py), the whole depth of a
+"""Cuts pictures that the activation memory has no room for into patches (overlay/layout.py), the whole depth of a
 network at a time.
 
 A patch is a picture of the same network, of a smaller input. Near an edge that is not the picture's own it computes
@@ -14,18 +14,15 @@ That needs operators that do the same everywhere: a global pool, or a matrix pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 from math import ceil, floor, lcm
 
-from sentei.host.compiler.placement import placements
 from sentei.host.network.ir import Conv, IRError, Network, Pool, Shape, Term, kernel_of, map_of
 from sentei.host.network.law import check
-from sentei.overlay.errors import CapacityError
-from sentei.overlay.geometry import Geometry
-from sentei.overlay.tiling import Cuts, Tiling
+from sentei.overlay.layout import Cuts, Tiling
 
 MOST_PATCHES = 32  # in a row, or one below the other
 
@@ -40,9 +37,9 @@ class Reach:
     after: int = 0
 
 
-def tilings(network: Network, geometry: Geometry) -> Iterator[tuple[Network, dict[str, Tiling]]]:
-    """The ways to cut pictures that the activation memory has room for, those with the least work first: the network of
-    one patch, and how each tensor's patches make the whole."""
+def tilings(network: Network, fits: Callable[[Network], bool]) -> Iterator[tuple[Network, dict[str, Tiling]]]:
+    """The ways to cut pictures such that a patch `fits`, those with the least work first: the network of one patch, and
+    how each tensor's patches make the whole. None of a patch that contains one that does not fit is tried."""
     source = network.tensors[network.input].shape
     found = []
     for rows, columns in product(axis_cuts(network, 0), axis_cuts(network, 1)):
@@ -54,10 +51,8 @@ def tilings(network: Network, geometry: Geometry) -> Iterator[tuple[Network, dic
     for _, height, width, of_rows, of_columns in sorted(found, key=lambda way: way[0]):
         if any(height >= rows and width >= columns for rows, columns in too_large):
             continue
-        try:
-            patch = cropped(network, Shape(source.channels, height, width))
-            next(placements(patch, geometry))
-        except CapacityError:
+        patch = cropped(network, Shape(source.channels, height, width))
+        if patch is None or not fits(patch):
             too_large.append((height, width))
             continue
         yield patch, {name: Tiling(of_rows[name], of_columns[name]) for name in network.tensors}
@@ -163,8 +158,8 @@ def reach_behind(term: Conv | Pool | Term, axis: int, source: Reach, size: int, 
     return Reach(pace, before, after)
 
 
-def cropped(network: Network, source: Shape) -> Network:
-    """The network of pictures of another size. CapacityError if it cannot be one."""
+def cropped(network: Network, source: Shape) -> Network | None:
+    """The network of pictures of another size; None if there is none."""
     tensors = {network.input: replace(network.tensors[network.input], shape=source)}
     for op in network.ops:
         whole = network.tensors[op.output]
@@ -172,5 +167,5 @@ def cropped(network: Network, source: Shape) -> Network:
         tensors[op.output] = replace(whole, shape=shape)
     try:
         return check(replace(network, tensors=tensors))
-    except IRError as error:
-        raise CapacityError(f"{network.name}: cannot be cut into patches: {error}") from error
+    except IRError:
+        return None
