@@ -283,6 +283,7 @@ def big_network(height, width, inputs=1, channels=2, kernel=3):
     writer = ModelWriter()
     source = writer.quant("input", 0.25, 4, False)
     output = quantized(writer, conv(writer, source, channels=channels, inputs=inputs, kernel=kernel))
+    output = writer.node("GlobalAveragePool", output)  # behind it, patches of the picture are no use
     return load(writer.model((1, inputs, height, width), output, 4))
 
 

@@ -424,7 +424,8 @@ def test_a_program_for_another_geometry_is_refused(refused, sentei, simulator, f
 def test_a_network_that_does_not_fit_is_named(refused, folder):
     writer = ModelWriter()
     weights = writer.quant(writer.constant(np.ones((2, 1, 3, 3)) * 0.125), 0.125, 4, True)
-    output = writer.node("Conv", writer.quant("input", 0.25, 4, False), weights)
+    output = writer.quant(writer.node("Conv", writer.quant("input", 0.25, 4, False), weights), 0.25, 4, False)
+    output = writer.node("GlobalAveragePool", output)  # behind it, patches of the picture are no use
     onnx.save(writer.model((1, 1, 500, 500), output, 4), folder / "big.onnx")
     refused("compile", folder / "big.onnx", *GEOMETRY, text=r"big: input: tensor 'input' needs \d+ activation words")
     assert not (folder / "big.sentei").exists()
