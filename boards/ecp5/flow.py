@@ -3,7 +3,8 @@
 sentei.v, sentei.lpf --yosys--> sentei.json --nextpnr--> sentei.config --ecppack--> sentei.bit
 
 nextpnr's electrostatic placer (`static`) spreads the cells over the whole device; the analytic one (`heap`) crowds them
-into its middle. router1 heeds timing, and comes to no end on the largest device; router2 does (docs/boards.md).
+into its middle. router1 heeds timing. On the largest device it came to no end, so router2 is used there, which has not
+been seen to end either (docs/boards.md).
 """
 
 from __future__ import annotations
