@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from sentei.host.compiler.channel_entries import counting
 from sentei.host.compiler.emit import Emitter
 from sentei.host.compiler.pack import pack_streams
-from sentei.host.compiler.placement import Placement, placements
+from sentei.host.compiler.placement import Placement, fits, placements
 from sentei.host.compiler.plan import plan_streams
 from sentei.host.compiler.schedule import Layer, schedule, steps_of
 from sentei.host.compiler.steps import weight_digits
@@ -105,31 +106,17 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
     network = without_idle_weights(check(network))
     try:
-        next(placements(network, geometry, batch))
+        return compile_whole(network, network, {}, geometry, classes, batch)
     except CapacityError as error:
-        return compile_patches(network, geometry, classes, batch, error)
-    return compile_whole(network, network, {}, geometry, classes, batch)
-
-
-def compile_patches(
-    network: Network, geometry: Geometry, classes: tuple[str, ...], batch: int, error: CapacityError
-) -> Program:
-    """Of pictures that the activation memory has no room for, in patches; raises `error` where that does not help."""
-
-    def fits(patch: Network) -> bool:
+        if batch > 1 or fits(network, geometry):
+            raise
+        failure = error
+    for patch, cuts in islice(tilings(network, partial(fits, geometry=geometry)), MOST_TILINGS):
         try:
-            next(placements(patch, geometry))
-        except CapacityError:
-            return False
-        return True
-
-    if batch == 1:
-        for patch, cuts in islice(tilings(network, fits), MOST_TILINGS):
-            try:
-                return compile_whole(network, patch, cuts, geometry, classes, batch)
-            except CapacityError as further:
-                error = further
-    raise error
+            return compile_whole(network, patch, cuts, geometry, classes, batch)
+        except CapacityError as error:
+            failure = error
+    raise failure
 
 
 def compile_whole(

@@ -174,6 +174,15 @@ def placements(network: Network, geometry: Geometry, batch: int = 1) -> Iterator
         raise failure
 
 
+def fits(network: Network, geometry: Geometry) -> bool:
+    """Whether the activation memory has room for all tensors of one picture."""
+    try:
+        next(placements(network, geometry))
+    except CapacityError:
+        return False
+    return True
+
+
 def place(network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry) -> tuple[dict[str, Placement], bool]:
     """The address of every tensor, and whether input and output share their words with no other tensor.
 

@@ -414,7 +414,7 @@ class Builder:
         def moved(name: str) -> Tensor:
             source, op = self.tensors[name], move(name)
             shape = self.extent(op, source.shape)
-            target = replace(source, name=self.free_name(f"{node.outputs[0]}", set(self.tensors)), shape=shape)
+            target = replace(source, name=self.free_name(node.outputs[0], set(self.tensors)), shape=shape)
             self.emit(replace(op, name=self.op_name(node.name), requantize=identity(target)), target)
             return target
 

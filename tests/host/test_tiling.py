@@ -1,6 +1,7 @@
 """Pictures in patches: what they provide, joined, is what the whole picture gives, in every tensor."""
 
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from helpers.large_networks import large_network
 from helpers.tiers import seeds
 
 from sentei.host.compiler.compile import compile_network
-from sentei.host.compiler.placement import placements
+from sentei.host.compiler.placement import fits
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
 from sentei.host.network.ir import Conv, Shape, Tensor
@@ -24,26 +25,13 @@ from sentei.overlay.program import Program
 GEOMETRY = PRESETS["8x8"]
 
 
-def fits_in(geometry):
-    """Whether its activation memory has room for a network."""
-
-    def fits(network):
-        try:
-            next(placements(network, geometry))
-        except CapacityError:
-            return False
-        return True
-
-    return fits
-
-
 @pytest.mark.parametrize("seed", seeds(40, 2000))
 def test_patches_joined_are_the_whole(seed):
     network, images = large_network(seed)
     rng = np.random.default_rng(seed)
     whole = reference.run(network, images)
     small = replace(GEOMETRY, activation_words=int(rng.choice([256, 512, 1024, 2048])))
-    for patch, cuts in islice(tilings(network, fits_in(small)), 3):
+    for patch, cuts in islice(tilings(network, partial(fits, geometry=small)), 3):
         size = patch.tensors[patch.input].shape
         patches = cuts[network.input].cut(images, size.height, size.width)
         found = reference.run(patch, patches)
@@ -56,7 +44,7 @@ def test_the_patches_with_the_least_work_come_first():
     source = network.tensors[network.input].shape
     work = [
         len(cuts[network.input]) * patch.tensors[patch.input].shape.height * patch.tensors[patch.input].shape.width
-        for patch, cuts in islice(tilings(network, fits_in(replace(GEOMETRY, activation_words=256))), 20)
+        for patch, cuts in islice(tilings(network, partial(fits, geometry=replace(GEOMETRY, activation_words=256))), 20)
     ]
     assert work == sorted(work) and work[0] > source.height * source.width
 
