@@ -28,9 +28,10 @@ from sentei.driver.errors import DeviceError, FingerprintMismatch
 from sentei.driver.quiet_pynq import pynq
 from sentei.overlay.errors import InputError
 from sentei.overlay.manifest import Manifest
-from sentei.overlay.program import Program
+from sentei.overlay.program import Program, Stage
 from sentei.overlay.registers import JOB_QUEUE_DEPTH, PROFILE_CAUSES, PROFILE_WORDS
 
+MOST_PICTURES = 16  # that a stage does before the next one, so that what lies between them has room
 NOT_LOADED = "a program must be loaded before it can run: call load(program)"
 
 
@@ -45,9 +46,9 @@ class Outputs(np.ndarray):
     model: np.ndarray
 
     @staticmethod
-    def of(program: Program, data: np.ndarray, count: int) -> Outputs:
-        """The first `count` pictures' from uint8 (jobs, output_bytes)."""
-        outputs = program.unpack_output(data)[:count].view(Outputs)
+    def of(program: Program, integers: np.ndarray) -> Outputs:
+        """From the last stage's output, int32 (N, C, H, W)."""
+        outputs = integers.view(Outputs)
         outputs.logits = program.dequantize(np.asarray(outputs))
         outputs.model = program.model_output(np.asarray(outputs))
         if outputs.shape[2:] == (1, 1):
@@ -67,10 +68,11 @@ class SenteiOverlay(pynq.Overlay):
     def __init__(self, path: str | Path, device=None, download: bool = True, **options):
         self.manifest = Manifest.load(path)
         self.program: Program | None = None
-        self.last_cycles: int | None = None
+        self.last_cycles: int | None = None  # of the last job
         self._program_buffer: pynq.buffer.PynqBuffer | None = None
         self._slots: list[tuple] = []
-        self._ready = False
+        self._on_chip: Stage | None = None  # whose weights are there, if the engine is in a known state
+        self._stage_cycles: dict[int, float] = {}
         if self.manifest.target == "sim":
             device = device or SimulatedDevice(self.manifest)
         if self.manifest.target == "bridge" and device is None:
@@ -94,14 +96,14 @@ class SenteiOverlay(pynq.Overlay):
         program = program if isinstance(program, Program) else Program.load(program)
         self._activate()
         self._check_fingerprints(program)
-        self._ready = False
+        self._on_chip, self._stage_cycles = None, {}
         self.program, self._program_buffer, self._slots = None, None, []
         buffer = pynq.allocate((len(program.data),), np.uint8)
         buffer[:] = np.frombuffer(program.data, np.uint8)
         buffer.flush()
-        slots = self._allocate_slots(program, program.output_bytes)
+        slots = self._allocate_slots(program.input_bytes, program.output_bytes)
         self.program, self._program_buffer, self._slots = program, buffer, slots
-        _complete(self._prepare())
+        _complete(self._prepare(program.stages[0]))
         return self
 
     @property
@@ -111,9 +113,8 @@ class SenteiOverlay(pynq.Overlay):
             raise InputError(NOT_LOADED)
         return self.program
 
-    def _allocate_slots(self, program: Program, output_bytes: int) -> list[tuple]:
-        """An input and an output buffer for each job in flight."""
-        sizes = (program.input_bytes, output_bytes)
+    def _allocate_slots(self, *sizes: int) -> list[tuple]:
+        """Buffers of these sizes, for a job's input and output, for each job in flight."""
         return [tuple(pynq.allocate((size,), np.uint8) for size in sizes) for _ in range(JOB_QUEUE_DEPTH)]
 
     def _activate(self) -> None:
@@ -131,26 +132,30 @@ class SenteiOverlay(pynq.Overlay):
                 f"the model for this overlay's geometry with `sentei compile`, or build its overlay with `sentei build`"
             )
 
-    async def _prepare(self) -> None:
-        """Bring the engine into a known state with the program loaded, whatever happened before."""
-        program, buffer = self._loaded, self._program_buffer
-        if self._ready:
-            return
+    async def _prepare(self, stage: Stage) -> int:
+        """Bring a stage's weights on chip and the engine into a known state, whatever happened before. Returns the
+        cycles that took."""
+        buffer = self._program_buffer
+        if self._on_chip is stage:
+            return 0
         if buffer is None:  # its load ran out of memory
             raise InputError(NOT_LOADED)
-        try:
-            clean = self.engine.reset()
-        except DeviceError:
-            clean = False
-        if not clean:
-            self.download()
-            self._activate()
-            self.engine.jobs = 0
-            buffer.flush()
-        self.engine.register_map.program_base = buffer.device_address
-        self.engine.register_map.program_words = program.instruction_load_words
-        await self.engine.wait(self.engine.start(program.prologue, load=True))
-        self._ready = True
+        if self._on_chip is None:
+            try:
+                clean = self.engine.reset()
+            except DeviceError:
+                clean = False
+            if not clean:
+                self.download()
+                self._activate()
+                self.engine.jobs = 0
+                buffer.flush()
+        self._on_chip = None
+        self.engine.register_map.program_base = buffer.device_address + stage.data_offset
+        self.engine.register_map.program_words = stage.instruction_load_words
+        await self.engine.wait(self.engine.start(stage.prologue, load=True))
+        self._on_chip = stage
+        return self.engine.get("job_cycles")
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -161,38 +166,76 @@ class SenteiOverlay(pynq.Overlay):
     async def run_async(self, images: np.ndarray) -> Outputs:
         """As `run`, leaving the event loop to others while it waits."""
         self._activate()
-        packed = self._pack(images)
-        await self._prepare()
-        data = await self._run_jobs(packed, self._loaded.body, self._slots, self._loaded.output_bytes)
-        return Outputs.of(self._loaded, data, len(images))
+        program = self._loaded
+        values = program.checked_input(images)
+        at_a_time = MOST_PICTURES if program.stages[1:] else len(values)
+        parts = []
+        for first in range(0, len(values), at_a_time):
+            part = values[first : first + at_a_time]
+            for number in range(len(program.stages)):
+                part = await self._run_stage(number, part)
+            parts.append(part)
+        return Outputs.of(program, np.concatenate(parts)[: len(images)])
+
+    def run_stage(self, number: int, values: np.ndarray) -> np.ndarray:
+        """One stage of the program: its input, integers (N, C, H, W), to its output, int32 (N, C, H, W)."""
+        self._activate()
+        return _complete(self._run_stage(number, values))
+
+    async def _run_stage(self, number: int, values: np.ndarray) -> np.ndarray:
+        program = self._loaded
+        stage, word_bytes = program.stages[number], program.geometry.word_bytes
+        packed = stage.pack(values, word_bytes)
+        loading = await self._prepare(stage)
+        data = await self._run_jobs(stage, packed, stage.body, self._slots, stage.output_bytes)
+        self._stage_cycles[number] = loading + self._share(stage)
+        return stage.output.read(data, word_bytes)
+
+    def _share(self, stage: Stage) -> float:
+        """A picture's share of the last job's cycles, or of its patches' jobs."""
+        cycles, pictures = self.last_cycles or 0, stage.input.pictures
+        return cycles * stage.jobs / pictures if stage.jobs != pictures else cycles
+
+    @property
+    def picture_cycles(self) -> float:
+        """Of a picture, in the last run: its share of a batch's job, or all jobs of its patches; in every stage, and,
+        if there are several, with what brings each on chip."""
+        stages = self._loaded.stages
+        return self._share(stages[0]) if len(stages) == 1 else sum(self._stage_cycles.values())
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Outputs]:
         """Pictures (C, H, W), one after the other, to outputs in the same order; a few jobs are in flight at a time."""
         self._activate()
-        _complete(self._prepare())
-        self._ready = False
+        stage, *others = self._loaded.stages
+        if others:
+            yield from (self.run(np.asarray([image])).single(0) for image in images)
+            return
+        _complete(self._prepare(stage))
+        self._on_chip = None
         counts: deque[int] = deque()
         parts: list[np.ndarray] = []
-        for part in self._stream_jobs(images, counts):
+        for part in self._stream_jobs(stage, images, counts):
             parts.append(part)
-            if len(parts) == self._loaded.jobs:
+            if len(parts) == stage.jobs:
                 count = counts.popleft()
-                outputs = Outputs.of(self._loaded, np.stack(parts), count)
+                integers = stage.output.read(np.stack(parts), self._loaded.geometry.word_bytes)
+                outputs = Outputs.of(self._loaded, integers[:count])
                 parts = []
                 yield from (outputs.single(number) for number in range(count))
-        self._ready = True
+        self._on_chip = stage
 
-    def _stream_jobs(self, images: Iterable[np.ndarray], counts: deque[int]) -> Iterator[np.ndarray]:
+    def _stream_jobs(self, stage: Stage, images: Iterable[np.ndarray], counts: deque[int]) -> Iterator[np.ndarray]:
         """What each job stores, as pictures come in; how many pictures their jobs have done goes to `counts`."""
         waiting: deque[tuple] = deque()
         pictures = iter(images)
         number = 0
         for batch in iter(lambda: list(islice(pictures, self._loaded.pictures)), []):
             counts.append(len(batch))
-            for packed in self._pack(batch):
+            for packed in self._loaded.pack_input(batch):
                 if len(waiting) == len(self._slots):
                     yield _complete(self._collect(*waiting.popleft()))
-                waiting.append(self._start(packed, self._loaded.body, self._slots[number % len(self._slots)]))
+                slot = self._slots[number % len(self._slots)]
+                waiting.append(self._start(packed, stage.body, slot, stage.output_bytes))
                 number += 1
         while waiting:
             yield _complete(self._collect(*waiting.popleft()))
@@ -200,73 +243,79 @@ class SenteiOverlay(pynq.Overlay):
     def trace(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Pictures (N, C, H, W) to every tensor of the program, int32 (N, C, H, W) each, by name."""
         self._activate()
-        packed = self._pack(images)
+        program = self._loaded
+        values = program.checked_input(images)
+        word_bytes = program.geometry.word_bytes
+        found: dict[str, np.ndarray] = {}
 
         async def run():
-            await self._prepare()
-            slots = self._allocate_slots(self._loaded, self._loaded.trace_bytes)
-            return await self._run_jobs(packed, self._loaded.trace, slots, self._loaded.trace_bytes)
+            nonlocal values
+            slots = self._allocate_slots(program.input_bytes, program.trace_bytes)
+            for stage in program.stages:
+                packed = stage.pack(values, word_bytes)
+                await self._prepare(stage)
+                data = await self._run_jobs(stage, packed, stage.trace, slots, stage.trace_bytes)
+                found.update({tensor.name: tensor.read(data, word_bytes) for tensor in stage.trace_tensors})
+                values = found[stage.output.name]
 
-        data = _complete(run())
-        word_bytes = self._loaded.geometry.word_bytes
-        return {tensor.name: tensor.read(data, word_bytes)[: len(images)] for tensor in self._loaded.trace_tensors}
+        _complete(run())
+        return {name: tensor[: len(images)] for name, tensor in found.items()}
 
     def profile(self) -> list[dict]:
-        """What the groups did in each layer of the last job of the last run whose records all fit into the profile.
+        """What the groups did in each layer of the last job of the stage that ran last, if its records all fit into the
+        profile.
 
         A dict for each layer: its name; group cycles, added up over the groups, by what they were spent on: steps,
         drain_stalls, waits, setup, idle; `cycles`, which is their sum divided by the number of groups; and the bytes
         moved on the bus meanwhile. Layers overlap in time; their cycles add up to those of the job.
         """
-        program = self._loaded
-        groups = program.geometry.groups
+        stage, groups = self._on_chip or self._loaded.stages[0], self._loaded.geometry.groups
         records: list[list[dict]] = [[] for _ in range(groups)]
         for record in self.engine.profile():
             records[record["group"]].append(record)
-        count = len(program.layers)
+        count = len(stage.layers)
         last = min(len(own) // count for own in records) - 1
         if last < 0:
             return []
         layers = []
-        for number, info in enumerate(program.layers):
+        for number, info in enumerate(stage.layers):
             own = [each[last * count + number] for each in records]
             sums = {word: sum(record[word] for record in own) for word in PROFILE_WORDS if word not in ("group", "end")}
             cycles = sum(sums[cause] for cause in PROFILE_CAUSES) / groups
             layers.append({"name": info.name, "layer": number, "cycles": cycles, **sums})
         return layers
 
-    def _pack(self, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
-        return self._loaded.pack_input(images)
-
-    def _start(self, packed: np.ndarray, entry: int, slot: tuple) -> tuple:
+    def _start(self, packed: np.ndarray, entry: int, slot: tuple, output_bytes: int) -> tuple:
         """Queue one batch; returns what `_collect` needs."""
         source, target = slot
-        source[:] = packed
+        source[: len(packed)] = packed
         source.flush()
-        return self.engine.start(entry, source.device_address, target.device_address), target
+        return self.engine.start(entry, source.device_address, target.device_address), target, output_bytes
 
-    async def _collect(self, job: int, target) -> np.ndarray:
+    async def _collect(self, job: int, target, output_bytes: int) -> np.ndarray:
         """Wait for a job; returns a copy of its output."""
         await self.engine.wait(job)
         self.last_cycles = self.engine.get("job_cycles")
         target.invalidate()
-        return np.array(target, np.uint8)
+        return np.array(target[:output_bytes], np.uint8)
 
-    async def _run_jobs(self, packed: np.ndarray, entry: int, slots: list[tuple], output_bytes: int) -> np.ndarray:
+    async def _run_jobs(
+        self, stage: Stage, packed: np.ndarray, entry: int, slots: list[tuple], output_bytes: int
+    ) -> np.ndarray:
         results = np.empty((len(packed), output_bytes), np.uint8)
-        self._ready = False  # until all jobs have ended well
+        self._on_chip = None  # until all jobs have ended well
         self.engine.clear_profile()
         waiting: deque[tuple] = deque()
         collected = 0
-        for number, picture in enumerate(packed):
+        for number, job in enumerate(packed):
             if len(waiting) == len(slots):
                 results[collected] = await self._collect(*waiting.popleft())
                 collected += 1
-            waiting.append(self._start(picture, entry, slots[number % len(slots)]))
+            waiting.append(self._start(job, entry, slots[number % len(slots)], output_bytes))
         while waiting:
             results[collected] = await self._collect(*waiting.popleft())
             collected += 1
-        self._ready = True
+        self._on_chip = stage
         return results
 
     # Ending -----------------------------------------------------------------------------------------------------------

@@ -56,7 +56,12 @@ HEADER_BYTES = -(-4 * len(WORDS) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 def memory_image(program: Program, pictures: np.ndarray, names: tuple[str, ...]) -> bytes:
     """The image of a classifier and pictures, integers (N, C, H, W). Classes without a name get their number."""
-    layout = program.output.layout
+    layout, stage = program.output.layout, program.stages[0]
+    if program.jobs != 1:
+        raise InputError(
+            f"the firmware runs classifiers that do a picture in one job, not in {program.jobs}: smaller pictures, or "
+            "a geometry with more activation_words, need fewer"
+        )
     if layout.height != 1 or layout.width != 1 or program.pictures != 1:
         shape = (layout.channels, layout.height, layout.width)
         raise InputError(
@@ -97,9 +102,9 @@ def memory_image(program: Program, pictures: np.ndarray, names: tuple[str, ...])
         "bytes": size,
         "crc": 0,
         "fingerprint": program.fingerprint,
-        "program_words": program.instruction_load_words,
-        "prologue": program.prologue,
-        "body": program.body,
+        "program_words": stage.instruction_load_words,
+        "prologue": stage.prologue,
+        "body": stage.body,
         "classes": layout.channels,
         "planes": layout.nibbles,
         "plane_nibbles": layout.stride * word_nibbles,

@@ -7,9 +7,9 @@
     16      8       length d of the data
     24      32      SHA-256 of everything that follows
     56      h       header: JSON (UTF-8), see `Program`
-    56+h    d       data: what is copied to main memory; instructions first, then what LOAD instructions read
+    56+h    d       data: what is copied to main memory; of each stage the instructions, then what LOAD reads
 
-The data's addresses are relative, so that it runs wherever it is placed.
+A stage's addresses are relative to its part of the data, so that it runs wherever it is placed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import os
 import struct
 import tempfile
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from sentei.overlay.errors import InputError, ProgramError
-from sentei.overlay.geometry import Geometry
+from sentei.overlay.geometry import ALIGNMENT_BYTES, Geometry
 from sentei.overlay.instructions import FORMAT_VERSION, fingerprint
 from sentei.overlay.layout import PlaneLayout, Tiling
 from sentei.overlay.tail import OutputTail
@@ -104,36 +105,85 @@ def whole_of(layout: PlaneLayout, tiling: Tiling | None) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Program:
-    """A compiled model.
+class Stage:
+    """A part of a network that runs at a time, from one tensor to another, and its part of a program's data.
 
-    A device runs it like this: copy `data` to main memory; job at `prologue` with the load flag (moves weights on
-    chip); then a job at `body` for each batch of `pictures`, or, with a `tiling`, for each patch of a picture. A job at
-    `trace` does the same as `body` and also stores every layer's output; `trace_tensors` tells where.
+    `layers` are its own. Entries are instructions: `prologue`, once, moves weights on chip; `body` does a job; `trace`
+    does the same and also stores every layer's output, `trace_tensors` tells where.
     """
 
-    name: str
-    geometry: Geometry
-    data: bytes
+    data_offset: int
+    data_bytes: int
     instruction_load_words: int
     prologue: int
     body: int
     trace: int
     input: PlaneLayout
-    input_scale: float
     output: TensorInfo
     output_bytes: int
-    output_scale: tuple[float, ...]
-    output_offset: tuple[float, ...]
     trace_tensors: tuple[TensorInfo, ...]
     trace_bytes: int
     layers: tuple[LayerInfo, ...]
+    tiling: Tiling | None = None  # of the input
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that `input.pictures` need."""
+        return 1 if self.tiling is None else len(self.tiling)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a picture."""
+        return self.input.channels, *whole_of(self.input, self.tiling)
+
+    def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
+        """Integers (N, C, H, W), N a multiple of `input.pictures`, to uint8 (jobs, bytes)."""
+        if self.tiling is not None:
+            values = self.tiling.cut(values, self.input.height, self.input.width)
+        return self.input.pack(values, word_bytes)
+
+    def to_dict(self) -> dict:
+        values = dict(self.__dict__)
+        values["input"] = self.input.to_dict()
+        values["output"] = _tensor_to_dict(self.output)
+        values["trace_tensors"] = [_tensor_to_dict(tensor) for tensor in self.trace_tensors]
+        values["layers"] = [layer.__dict__ for layer in self.layers]
+        values["tiling"] = self.tiling and self.tiling.to_dict()
+        return values
+
+    @staticmethod
+    def from_dict(values: dict) -> Stage:
+        changed = {
+            "input": PlaneLayout.from_dict(values["input"]),
+            "output": _tensor_from_dict(values["output"]),
+            "trace_tensors": tuple(_tensor_from_dict(tensor) for tensor in values["trace_tensors"]),
+            "layers": tuple(LayerInfo(**layer) for layer in values["layers"]),
+            "tiling": values["tiling"] and Tiling.from_dict(values["tiling"]),
+        }
+        return Stage(**values | changed)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled model.
+
+    A device runs it like this: copy `data` to main memory; then, for each of the `stages`, a job at its `prologue` with
+    the load flag, and a job at its `body` for each batch of `pictures`, or, with a `tiling`, for each patch of a
+    picture. What a stage makes of a picture is the next one's input. With one stage the prologue runs once.
+    """
+
+    name: str
+    geometry: Geometry
+    data: bytes
+    stages: tuple[Stage, ...]
+    input_scale: float
+    output_scale: tuple[float, ...]
+    output_offset: tuple[float, ...]
     classes: tuple[str, ...] = field(default=())
     doubts: tuple[Doubt, ...] = field(default=())
     tail: OutputTail | None = None  # None: the model has its output as (N, C, H, W), or flat
     # The integer of each of 256 pixel values, for all channels or each; None: the pixel itself, (): nobody knows.
     pixels: tuple[tuple[int, ...], ...] | None = None
-    tiling: Tiling | None = None  # of the input
 
     @property
     def fingerprint(self) -> int:
@@ -158,51 +208,66 @@ class Program:
         return "; ".join(parts) + by_host
 
     @property
+    def input(self) -> PlaneLayout:
+        return self.stages[0].input
+
+    @property
+    def output(self) -> TensorInfo:
+        return self.stages[-1].output
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        return tuple(layer for stage in self.stages for layer in stage.layers)
+
+    @property
     def pictures(self) -> int:
         """Pictures of a job."""
         return self.input.pictures
 
     @property
     def jobs(self) -> int:
-        """Jobs that `pictures` need."""
-        return 1 if self.tiling is None else len(self.tiling)
+        """Jobs that `pictures` need, of all stages."""
+        return sum(stage.jobs for stage in self.stages)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a picture."""
-        return self.input.channels, *whole_of(self.input, self.tiling)
+        return self.stages[0].shape
 
     @property
     def input_bytes(self) -> int:
-        return self.input.words * self.geometry.word_bytes
+        """Of the largest job's input, and `output_bytes` of its output, `trace_bytes` of its traced tensors."""
+        return max(stage.input.words for stage in self.stages) * self.geometry.word_bytes
 
-    def pack_input(self, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
-        """Integer pictures (N, C, H, W) to uint8 (jobs, input_bytes); InputError for a wrong shape, type or range.
+    @property
+    def output_bytes(self) -> int:
+        return max(stage.output_bytes for stage in self.stages)
 
-        The last job's batch is filled up with empty pictures.
-        """
+    @property
+    def trace_bytes(self) -> int:
+        return max(stage.trace_bytes for stage in self.stages)
+
+    def checked_input(self, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
+        """Integer pictures (N, C, H, W), N filled up to a multiple of `pictures` with empty ones; InputError for a
+        wrong shape, type or range."""
         shape = self.input_shape
         wanted = f"pictures must have shape (N, {shape[0]}, {shape[1]}, {shape[2]})"
         try:
-            images = np.asarray(images)
+            pixels = np.asarray(images)
         except ValueError as error:
             raise InputError(f"{wanted}, not different ones ({error})") from error
-        if images.ndim != 4 or images.shape[1:] != shape or not len(images):
-            raise InputError(f"{wanted}, N at least 1, not {images.shape}")
-        if not np.issubdtype(images.dtype, np.integer):
+        if pixels.ndim != 4 or pixels.shape[1:] != shape or not len(pixels):
+            raise InputError(f"{wanted}, N at least 1, not {pixels.shape}")
+        if not np.issubdtype(pixels.dtype, np.integer):
             raise InputError(
-                f"pictures must be integers ({self.input.bits} bits), not {images.dtype}; do not normalise"
+                f"pictures must be integers ({self.input.bits} bits), not {pixels.dtype}; do not normalise"
             )
-        missing = -len(images) % self.pictures
-        if missing:
-            images = np.concatenate([images, np.zeros((missing, *shape), images.dtype)])
-        if self.tiling is not None:
-            images = self.tiling.cut(images, self.input.height, self.input.width)
-        return self.input.pack(images, self.geometry.word_bytes)
+        missing = -len(pixels) % self.pictures
+        return np.concatenate([pixels, np.zeros((missing, *shape), pixels.dtype)]) if missing else pixels
 
-    def unpack_output(self, data: np.ndarray) -> np.ndarray:
-        """uint8 (jobs, output_bytes) as jobs stored it to int32 (jobs * pictures, C, H, W)."""
-        return self.output.read(data, self.geometry.word_bytes)
+    def pack_input(self, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
+        """Pictures as `checked_input` has them to the first stage's jobs, uint8 (jobs, bytes)."""
+        return self.stages[0].pack(self.checked_input(images), self.geometry.word_bytes)
 
     def dequantize(self, integers: np.ndarray) -> np.ndarray:
         """int32 (N, C, H, W) to the float32 numbers that the model has behind its last layer."""
@@ -220,14 +285,10 @@ class Program:
         values = {k: v for k, v in self.__dict__.items() if k != "data"}
         values["fingerprint"] = self.fingerprint
         values["geometry"] = self.geometry.to_dict()
-        values["input"] = self.input.to_dict()
-        values["output"] = _tensor_to_dict(self.output)
-        values["trace_tensors"] = [_tensor_to_dict(t) for t in self.trace_tensors]
-        values["layers"] = [layer.__dict__ for layer in self.layers]
+        values["stages"] = [stage.to_dict() for stage in self.stages]
         values["doubts"] = [doubt.__dict__ for doubt in self.doubts]
         values["tail"] = self.tail and self.tail.to_dict()
-        values["tiling"] = self.tiling and self.tiling.to_dict()
-        for name, empty in (("doubts", []), ("tail", None), ("pixels", None), ("tiling", None)):
+        for name, empty in (("doubts", []), ("tail", None), ("pixels", None)):
             if values[name] == empty:
                 del values[name]
         return values
@@ -282,17 +343,12 @@ class Program:
             values = json.loads(content[PREFIX.size : PREFIX.size + header_bytes])
             stored = values.pop("fingerprint")
             values["geometry"] = Geometry(**values["geometry"])
-            values["input"] = PlaneLayout.from_dict(values["input"])
-            values["output"] = _tensor_from_dict(values["output"])
-            values["trace_tensors"] = tuple(_tensor_from_dict(t) for t in values["trace_tensors"])
-            values["layers"] = tuple(LayerInfo(**layer) for layer in values["layers"])
+            values["stages"] = tuple(Stage.from_dict(stage) for stage in values["stages"])
             values["doubts"] = tuple(Doubt(**doubt) for doubt in values.get("doubts", ()))
             if "pixels" in values:
                 values["pixels"] = tuple(tuple(levels) for levels in values["pixels"])
             if "tail" in values:
                 values["tail"] = OutputTail.from_dict(values["tail"])
-            if "tiling" in values:
-                values["tiling"] = Tiling.from_dict(values["tiling"])
             for name in ("output_scale", "output_offset", "classes"):
                 values[name] = tuple(values[name])
             program = Program(data=content[PREFIX.size + header_bytes :], **values)
@@ -308,28 +364,19 @@ class Program:
 
 
 def _check_sizes(program: Program, fingerprint: object) -> None:
-    """ValueError unless the header's numbers are such and what they describe lies inside data and buffers."""
-    sizes = ("instruction_load_words", "prologue", "body", "trace", "output_bytes", "trace_bytes")
-    layouts = [program.input, *(tensor.layout for tensor in (program.output, *program.trace_tensors))]
-    numbers = {name: getattr(program, name) for name in sizes} | {"fingerprint": fingerprint}
-    for layout in layouts:
-        if type(layout.zero_point) is not int:
-            raise ValueError(f"zero_point must be a number, not {layout.zero_point!r}")
-        not_sizes = ("splits", "signed", "zero_point", "packed")
-        numbers |= {name: value for name, value in layout.__dict__.items() if name not in not_sizes}
-        for name, value in numbers.items():
-            if type(value) is not int or value < 0:
-                raise ValueError(f"{name} must be a number, not {value!r}")
-    if {layout.pictures for layout in layouts} != {max(1, program.pictures)}:
-        raise ValueError(f"its tensors must have the same number of pictures, not {program.pictures} and others")
-    check_tilings(program)
-    if not 0 < 8 * program.instruction_load_words <= len(program.data):
-        raise ValueError(f"{program.instruction_load_words} instruction words do not lie in its data")
-    word_bytes = program.geometry.word_bytes
-    for tensors, room in (((program.output,), program.output_bytes), (program.trace_tensors, program.trace_bytes)):
-        for tensor in tensors:
-            if tensor.offset_bytes < 0 or tensor.offset_bytes + tensor.layout.words * word_bytes > room:
-                raise ValueError(f"tensor {tensor.name!r} does not lie in its {room} bytes")
+    """ValueError unless the header's numbers are such, what they describe lies inside data and buffers, and each
+    stage's input is what the one before it makes."""
+    if type(fingerprint) is not int:
+        raise ValueError(f"fingerprint must be a number, not {fingerprint!r}")
+    if not program.stages:
+        raise ValueError("it has no stages")
+    for stage in program.stages:
+        check_stage(stage, program)
+    for before, after in pairwise(program.stages):
+        made, taken = before.output.layout, after.input
+        same = [(layout.bits, layout.signed, layout.zero_point, layout.pictures) for layout in (made, taken)]
+        if before.output.shape != after.shape or same[0] != same[1] or before.output.correction:
+            raise ValueError(f"a stage takes {after.shape}, the one before it makes {before.output.shape}")
     if program.pixels and (
         {len(levels) for levels in program.pixels} != {256}
         or len(program.pixels) not in (1, program.input.channels)
@@ -340,13 +387,40 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
         program.tail(np.zeros((1, *program.output.shape), np.float32))
 
 
-def check_tilings(program: Program) -> None:
+def check_stage(stage: Stage, program: Program) -> None:
+    """ValueError unless what the stage's numbers describe lies inside the program's data, and its own buffers."""
+    sizes = ("data_offset", "data_bytes", "instruction_load_words", "prologue", "body", "trace")
+    layouts = [stage.input, *(tensor.layout for tensor in (stage.output, *stage.trace_tensors))]
+    numbers = {name: getattr(stage, name) for name in (*sizes, "output_bytes", "trace_bytes")}
+    for layout in layouts:
+        if type(layout.zero_point) is not int:
+            raise ValueError(f"zero_point must be a number, not {layout.zero_point!r}")
+        not_sizes = ("splits", "signed", "zero_point", "packed")
+        numbers |= {name: value for name, value in layout.__dict__.items() if name not in not_sizes}
+        for name, value in numbers.items():
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} must be a number, not {value!r}")
+    if {layout.pictures for layout in layouts} != {max(1, stage.input.pictures)}:
+        raise ValueError(f"its tensors must have the same number of pictures, not {stage.input.pictures} and others")
+    check_tilings(stage)
+    if stage.data_offset + stage.data_bytes > len(program.data) or stage.data_offset % ALIGNMENT_BYTES:
+        raise ValueError(f"a stage's {stage.data_bytes} bytes at {stage.data_offset} do not lie in its data")
+    if not 0 < 8 * stage.instruction_load_words <= stage.data_bytes:
+        raise ValueError(f"{stage.instruction_load_words} instruction words do not lie in its data")
+    word_bytes = program.geometry.word_bytes
+    for tensors, room in (((stage.output,), stage.output_bytes), (stage.trace_tensors, stage.trace_bytes)):
+        for tensor in tensors:
+            if tensor.offset_bytes < 0 or tensor.offset_bytes + tensor.layout.words * word_bytes > room:
+                raise ValueError(f"tensor {tensor.name!r} does not lie in its {room} bytes")
+
+
+def check_tilings(stage: Stage) -> None:
     """ValueError unless all tensors have as many patches as the input, each of which has what it provides."""
-    parts = [(program.input, program.tiling)]
-    parts += [(tensor.layout, tensor.tiling) for tensor in (program.output, *program.trace_tensors)]
+    parts = [(stage.input, stage.tiling)]
+    parts += [(tensor.layout, tensor.tiling) for tensor in (stage.output, *stage.trace_tensors)]
     for layout, tiling in parts:
-        if (1 if tiling is None else len(tiling)) != program.jobs or (tiling and program.pictures != 1):
-            raise ValueError(f"its tensors must have {program.jobs} patches of one picture each")
+        if (1 if tiling is None else len(tiling)) != stage.jobs or (tiling and stage.input.pictures != 1):
+            raise ValueError(f"its tensors must have {stage.jobs} patches of one picture each")
         for cuts, size in ((tiling.rows, layout.height), (tiling.columns, layout.width)) if tiling else ():
             if any(end > offset + size for offset, end in zip(cuts.offsets, cuts.begins[1:], strict=True)):
                 raise ValueError(f"patches of {size} must have what they provide, not {cuts}")

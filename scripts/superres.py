@@ -78,7 +78,7 @@ def main() -> None:
         overlay.load(program)
         with step(f"enlarging {width}x{height} pixels in {program.jobs} patches"):
             outputs = overlay.run(image[None])
-            cycles = overlay.last_cycles * program.jobs
+            cycles = overlay.picture_cycles
         with step("comparing every layer with the reference"):
             difference = first_difference(overlay, network, image[None])
     enlarged = np.clip(np.rint(outputs.model[0].transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8)

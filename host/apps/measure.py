@@ -11,7 +11,7 @@ import numpy as np
 from sentei.driver import SenteiOverlay
 from sentei.host.network import reference
 from sentei.host.network.ir import Network
-from sentei.overlay.program import Program
+from sentei.overlay.program import Program, Stage
 from sentei.overlay.registers import PROFILE_WORDS
 
 PER_JOB = {"cycles", *PROFILE_WORDS}  # of a profile's record
@@ -40,9 +40,10 @@ class Difference:
         )
 
 
-def share(value: float, program: Program) -> float:
+def share(value: float, stage: Stage) -> float:
     """A picture's share of a job's figure, or of its patches' jobs."""
-    return value * program.jobs / program.pictures if program.jobs != program.pictures else value
+    pictures = stage.input.pictures
+    return value * stage.jobs / pictures if stage.jobs != pictures else value
 
 
 def random_images(program: Program, count: int, seed: int = 0) -> np.ndarray:
@@ -109,19 +110,21 @@ class Benchmark:
 def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark:
     """Runs random pictures and reads cycles and profile of the last job; of four or more, so that jobs overlap."""
     program = overlay.program
-    images = random_images(program, -(-jobs // program.jobs) * program.pictures, seed)
+    values = random_images(program, -(-jobs // program.jobs) * program.pictures, seed)
     simulator = getattr(overlay.device, "simulator", None)
     start_cycles = simulator.cycles if simulator else 0
-    start = time.perf_counter()
-    overlay.run(images)
-    seconds = time.perf_counter() - start
+    layers: list[dict] = []
+    seconds = 0.0
+    for number, stage in enumerate(program.stages):
+        start = time.perf_counter()
+        values = overlay.run_stage(number, values)
+        seconds += time.perf_counter() - start
+        profile = overlay.profile()  # nothing, if the stage has too many layers
+        for info, of_job in zip(stage.layers[: len(profile)], profile, strict=True):
+            record = {name: share(value, stage) if name in PER_JOB else value for name, value in of_job.items()}
+            bound = info.bound_cycles
+            extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}
+            layers.append(record | {"layer": len(layers)} | extra | {"utilisation": bound / record["cycles"]})
     simulated = (simulator.cycles - start_cycles if simulator else 0) / seconds / 1e3
-    layers = []
-    profile = overlay.profile()  # nothing, if the network has too many layers
-    for info, of_job in zip(program.layers[: len(profile)], profile, strict=True):
-        record = {name: share(value, program) if name in PER_JOB else value for name, value in of_job.items()}
-        bound = info.bound_cycles
-        extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}
-        layers.append(record | extra | {"utilisation": bound / record["cycles"]})
     bound = sum(info.bound_cycles for info in program.layers)
-    return Benchmark(share(overlay.last_cycles, program), bound, layers, simulated)
+    return Benchmark(overlay.picture_cycles, bound, layers, simulated)

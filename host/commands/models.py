@@ -87,6 +87,7 @@ def program_figures(program: Program) -> dict:
         "fingerprint": f"{program.fingerprint:#010x}",
         "data_bytes": len(program.data),
         "batch": program.pictures,
+        "stages": [{"layers": len(stage.layers), "patches": stage.jobs} for stage in program.stages],
         "patches": program.jobs,
         "input_bytes": program.input_bytes,
         "output_bytes": program.output_bytes,
@@ -107,10 +108,12 @@ def describe_program(program: Program) -> None:
         kept = f"{layer.macs / layer.dense_macs:.1%}" if layer.dense_macs else ""
         table.add_row(layer.name, layer.kind, str(layer.macs), kept, f"{layer.bound_cycles:.1f}")
     console.print(table)
-    if program.jobs > 1:
-        _, height, width = program.input_shape
-        size = f"{program.input.height} x {program.input.width}"
-        say(f"a picture of {height} x {width} pixels is done in {program.jobs} patches of {size}, which overlap")
+    for number, stage in enumerate(program.stages, 1):
+        _, height, width = stage.shape
+        which = f"stage {number} ({stage.layers[0].name} to {stage.layers[-1].name}): " if program.stages[1:] else ""
+        how = f"{stage.jobs} patches of {stage.input.height} x {stage.input.width}, which overlap"
+        if program.stages[1:] or stage.jobs > 1:
+            say(f"{which}a map of {height} x {width} is done {f'in {how}' if stage.jobs > 1 else 'whole'}")
     say(f"arithmetic: {program.meaning}")
 
 
@@ -129,7 +132,6 @@ def run(
     json_file: JsonFile = None,
 ) -> None:
     """Run pictures of any size and format through a model and print the best five classes of each."""
-    from sentei.host.apps.measure import share
     from sentei.host.apps.pictures import read_pictures
 
     program_for = read_model(model, input=input)
@@ -143,7 +145,7 @@ def run(
                 logits.append(of_picture.logits)
                 outputs.append(of_picture.model)
                 progress(number + 1, len(images))
-        cycles = share(overlay.last_cycles, program)
+        cycles = overlay.picture_cycles
     results = [
         {"picture": number, "file": name} | of_classes(program, sums) | {"outputs": own.reshape(-1).tolist()}
         for number, (name, sums, own) in enumerate(zip(names, logits, outputs, strict=True))

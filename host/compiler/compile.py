@@ -7,27 +7,29 @@ place tensors -> schedule each operator, cut it into sections -> pack streams, c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 
 import numpy as np
 
 from sentei.host.compiler.channel_entries import counting
-from sentei.host.compiler.emit import Emitter
+from sentei.host.compiler.emit import Emitter, aligned
 from sentei.host.compiler.pack import pack_streams
 from sentei.host.compiler.placement import Placement, fits, placements
 from sentei.host.compiler.plan import plan_streams
 from sentei.host.compiler.schedule import Layer, schedule, steps_of
 from sentei.host.compiler.steps import weight_digits
-from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, residual_codes
+from sentei.host.network.ir import Conv, Network, Pool, Tensor, accumulator_range, residual_codes
 from sentei.host.network.law import check
-from sentei.host.network.patches import tilings
 from sentei.host.network.pixels import pixel_levels
+from sentei.host.network.stages import Way, best_stages, part_of, ways
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
+from sentei.overlay.instructions import stream_bits
 from sentei.overlay.layout import Tiling
-from sentei.overlay.program import LayerInfo, Program
+from sentei.overlay.program import LayerInfo, Program, Stage
 
 
 def without_idle_weights(network: Network) -> Network:
@@ -47,7 +49,8 @@ def without_idle_weights(network: Network) -> Network:
     return replace(network, ops=tuple(ops))
 
 
-MOST_TILINGS = 4  # that are compiled, until one has room
+MOST_TILINGS = 4  # of a stage, that are compiled, until one has room
+JOB_CYCLES = 200  # until the array's first step and after its last one
 
 
 def kept_macs(weights: np.ndarray, groups: int, columns: int) -> int:
@@ -100,57 +103,114 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
     operator and memory, for one that does not fit.
 
     `batch` pictures make a job. They share tiles, so small maps leave fewer lanes empty; they need as many times the
-    activation memory. Pictures that it has no room for are done in patches (host/network/patches.py).
+    activation memory. A network that it has no room for is done in stages, and these in patches, if need be
+    (host/network/stages.py).
     """
     if batch < 1:
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
     network = without_idle_weights(check(network))
     try:
-        return compile_whole(network, network, {}, geometry, classes, batch)
-    except CapacityError as error:
+        stages = [compile_stage(network, network, {}, geometry, batch)]
+    except CapacityError:
         if batch > 1 or fits(network, geometry):
             raise
-        failure = error
-    for patch, cuts in islice(tilings(network, partial(fits, geometry=geometry)), MOST_TILINGS):
-        try:
-            return compile_whole(network, patch, cuts, geometry, classes, batch)
-        except CapacityError as error:
-            failure = error
-    raise failure
-
-
-def compile_whole(
-    whole: Network,
-    network: Network,
-    cuts: dict[str, Tiling],
-    geometry: Geometry,
-    classes: tuple[str, ...],
-    batch: int,
-) -> Program:
-    """The program of `whole`, whose jobs do `network`, the same or one of its patches."""
-    placed, exclusive, layers = fewest_steps(network, geometry, batch)
-    streams = pack_streams(network, placed, layers, geometry)
-    plan = plan_streams(streams, geometry, network)
-    emitted = Emitter(network, geometry, placed, exclusive, layers, plan, streams, cuts)
-    source, output = placed[network.input].layout, emitted.tensor_info(network.output, 0)
+        stages = compile_stages(network, geometry)
+        if not stages:
+            raise
+    data, parts = b"", []
+    for stage, content in stages:
+        parts.append(replace(stage, data_offset=len(data)))
+        data += content.ljust(aligned(len(content)), b"\0") if len(stages) > 1 else content
     return Program(
         name=network.name,
         geometry=geometry,
-        data=emitted.data,
-        instruction_load_words=emitted.instruction_load_words,
-        **emitted.entries,
-        input=source,
+        data=data,
+        stages=tuple(parts),
         input_scale=float(network.tensors[network.input].scale),
-        output=output,
-        output_bytes=output.layout.words * geometry.word_bytes,
         output_scale=tuple(float(v) for v in network.output_scale),
         output_offset=tuple(float(v) for v in network.output_offset),
+        classes=classes,
+        doubts=network.doubts,
+        tail=network.tail,
+        pixels=pixel_levels(network),
+    )
+
+
+def compile_stages(network: Network, geometry: Geometry) -> list[tuple[Stage, bytes]]:
+    """The stages that take the fewest cycles, by estimate, of those that compile; none, if there are none."""
+    bounds = {op.output: layer_info(op, network, geometry).bound_cycles for op in network.ops}
+
+    @cache
+    def found(first: int, end: int) -> list[Way]:
+        part = part_of(network, first, end)
+        some = islice(ways(part, partial(fits, geometry=geometry)), MOST_TILINGS)
+        all_of_them = (Way(part, job, cuts, estimate(part, job, cuts, bounds, geometry)) for job, cuts in some)
+        return sorted(all_of_them, key=lambda way: way.cycles)
+
+    compiled: dict[Way, tuple[Stage, bytes] | None] = {}
+
+    def way(first: int, end: int) -> Way | None:
+        return next((way for way in found(first, end) if compiled.get(way, way) is not None), None)
+
+    while chosen := best_stages(network, way):
+        for stage in chosen:
+            if stage not in compiled:
+                try:
+                    compiled[stage] = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1)
+                except CapacityError:
+                    compiled[stage] = None
+        stages = [compiled[stage] for stage in chosen]
+        if all(stages):
+            return [stage for stage in stages if stage is not None]
+    return []
+
+
+def estimate(
+    part: Network, job: Network, cuts: Mapping[str, Tiling], bounds: Mapping[str, float], geometry: Geometry
+) -> float:
+    """Cycles of a stage: its weights brought on chip, then each job's multiplications, or its transfers, if these take
+    longer. `bounds` are those of the whole picture's layers, by their output."""
+    pitch = max(tensor.shape.width for tensor in job.tensors.values())
+
+    def words(tensor: Tensor) -> int:
+        return -(-tensor.shape.height * pitch // geometry.lanes)
+
+    array, steps = 0.0, 0.0
+    for op in part.ops:
+        of_whole, of_job = part.tensors[op.output], job.tensors[op.output]
+        cycles_a_word = bounds[op.output] * geometry.lanes / (of_whole.shape.height * of_whole.shape.width)
+        array += cycles_a_word * words(of_job)
+        steps += cycles_a_word * geometry.groups
+    streams = steps * stream_bits(geometry) / geometry.bus_bits
+    ends = (job.tensors[name] for name in (job.input, job.output))
+    transfers = sum(words(tensor) * tensor.shape.channels * -(-tensor.bits // ACTIVATION_BITS) for tensor in ends)
+    transfers *= 8 * geometry.word_bytes / geometry.bus_bits
+    if steps > geometry.groups * geometry.stream_words:
+        transfers += streams
+    jobs = len(cuts[part.input]) if cuts else 1
+    return streams + jobs * (max(array, transfers) + JOB_CYCLES)
+
+
+def compile_stage(
+    whole: Network, network: Network, cuts: Mapping[str, Tiling], geometry: Geometry, batch: int
+) -> tuple[Stage, bytes]:
+    """The stage that does `whole`, whose jobs do `network`, the same or one of its patches; and its data."""
+    placed, exclusive, layers = fewest_steps(check(network), geometry, batch)
+    streams = pack_streams(network, placed, layers, geometry)
+    plan = plan_streams(streams, geometry, network)
+    emitted = Emitter(network, geometry, placed, exclusive, layers, plan, streams, cuts)
+    output = emitted.tensor_info(network.output, 0)
+    stage = Stage(
+        data_offset=0,
+        data_bytes=len(emitted.data),
+        instruction_load_words=emitted.instruction_load_words,
+        **emitted.entries,
+        input=placed[network.input].layout,
+        output=output,
+        output_bytes=output.layout.words * geometry.word_bytes,
         trace_tensors=tuple(emitted.traced),
         trace_bytes=emitted.trace_bytes,
         layers=tuple(layer_info(op, whole, geometry) for op in whole.ops),
-        classes=classes,
-        doubts=whole.doubts,
-        tail=whole.tail,
-        pixels=pixel_levels(whole),
         tiling=cuts.get(network.input),
     )
+    return stage, emitted.data

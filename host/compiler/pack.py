@@ -82,12 +82,22 @@ def entries_of(block: Block, op: Conv | Pool, network: Network, geometry: Geomet
     if spec is None:
         return plain_entries(geometry.group_columns, joins, geometry)
     channels = slice(block.first, block.first + block.channels)
-    low, high = accumulator_range(op, network.tensors)
+    low, high = range_of(block, op, network)
     codes = residual_codes(network.tensors[spec.residual] if spec.residual else None)
     part = Requantize(
         spec.thresholds[channels], spec.descending[channels], spec.low[channels], spec.span[channels], spec.residual
     )
-    return channel_entries(part, codes, low[channels], high[channels], block.stored_bias, joins, geometry, op.name)
+    return channel_entries(part, codes, low, high, block.stored_bias, joins, geometry, op.name)
+
+
+def range_of(block: Block, op: Conv | Pool, network: Network) -> tuple[np.ndarray, np.ndarray]:
+    """`accumulator_range` of a block's channels."""
+    channels = slice(block.first, block.first + block.channels)
+    if isinstance(op, Conv):
+        addends = tuple(replace(term, weights=term.weights[channels]) for term in op.addends)
+        return accumulator_range(replace(op, weights=op.weights[channels], addends=addends), network.tensors)
+    low, high = accumulator_range(op, network.tensors)
+    return low[channels], high[channels]
 
 
 NO_PAGE = -1

@@ -20,8 +20,7 @@ from fractions import Fraction
 from itertools import product
 from math import ceil, floor, lcm
 
-from sentei.host.network.ir import Conv, IRError, Network, Pool, Shape, Term, kernel_of, map_of
-from sentei.host.network.law import check
+from sentei.host.network.ir import Conv, Network, Pool, Shape, Term, kernel_of, map_of
 from sentei.overlay.layout import Cuts, Tiling
 
 MOST_PATCHES = 32  # in a row, or one below the other
@@ -52,7 +51,7 @@ def tilings(network: Network, fits: Callable[[Network], bool]) -> Iterator[tuple
         if any(height >= rows and width >= columns for rows, columns in too_large):
             continue
         patch = cropped(network, Shape(source.channels, height, width))
-        if patch is None or not fits(patch):
+        if not fits(patch):
             too_large.append((height, width))
             continue
         yield patch, {name: Tiling(of_rows[name], of_columns[name]) for name in network.tensors}
@@ -158,14 +157,11 @@ def reach_behind(term: Conv | Pool | Term, axis: int, source: Reach, size: int, 
     return Reach(pace, before, after)
 
 
-def cropped(network: Network, source: Shape) -> Network | None:
-    """The network of pictures of another size; None if there is none."""
+def cropped(network: Network, source: Shape) -> Network:
+    """The network of pictures of another size, which `sizes_of` must know."""
     tensors = {network.input: replace(network.tensors[network.input], shape=source)}
     for op in network.ops:
         whole = network.tensors[op.output]
         shape = Shape(whole.shape.channels, *map_of(op, tensors[op.input].shape))
         tensors[op.output] = replace(whole, shape=shape)
-    try:
-        return check(replace(network, tensors=tensors))
-    except IRError:
-        return None
+    return replace(network, tensors=tensors)

@@ -3,6 +3,7 @@
 import re
 import struct
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 pytest.importorskip("litex")
 
+from helpers.changed_stage import with_stage
 from helpers.small_model import small_model, small_pictures
 from helpers.terminal import Terminal
 
@@ -154,6 +156,6 @@ def test_an_image_is_aligned_and_says_its_size(classifier):
 
 def test_only_classifiers_fit_into_an_image(classifier):
     _, program, pictures = classifier
-    batched = type(program)(**{**vars(program), "input": type(program.input)(**{**vars(program.input), "pictures": 2})})
+    batched = with_stage(program, input=replace(program.input, pictures=2))
     with pytest.raises(InputError, match="one picture a job"):
         memory_image(batched, pictures, NAMES)

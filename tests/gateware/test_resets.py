@@ -29,7 +29,9 @@ def test_a_reset_in_mid_job_leaves_the_next_run_right(overlay_path, seed):
         for attempt in range(RESETS):
             simulator.stall_memory(rng.choice([0, rng.randrange(1, 1000)]))
             packed = overlay.program.pack_input(images)
-            entry, load = rng.choice([(overlay.program.body, False), (overlay.program.prologue, True)])
+            entry, load = rng.choice(
+                [(overlay.program.stages[0].body, False), (overlay.program.stages[0].prologue, True)]
+            )
             for picture in range(rng.choice([1, 2])):
                 source, target = overlay._slots[picture]
                 source[:] = packed[picture]
@@ -37,7 +39,7 @@ def test_a_reset_in_mid_job_leaves_the_next_run_right(overlay_path, seed):
             cycles = rng.randrange(1, 2 * job_cycles)
             simulator.run(cycles)
             assert engine.reset(), f"seed {seed}, attempt {attempt}: still busy after a reset at cycle {cycles}"
-            overlay._ready = False
+            overlay._on_chip = None
             outputs = overlay.run(images)
             text = f"seed {seed}, attempt {attempt}, reset after {cycles} cycles: {describe(network)}"
             np.testing.assert_array_equal(outputs, expected, err_msg=text)

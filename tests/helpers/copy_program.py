@@ -4,7 +4,7 @@ from sentei.overlay.fields import Layout
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.instructions import EVERYTHING, INSTRUCTION, INSTRUCTION_LOAD_WORDS, Base, Memory, Opcode
 from sentei.overlay.layout import PlaneLayout
-from sentei.overlay.program import Program, TensorInfo
+from sentei.overlay.program import Program, Stage, TensorInfo
 
 CHANNELS, HEIGHT, WIDTH = 3, 7, 5
 
@@ -34,21 +34,18 @@ def copy_program(
     ]
     data = encode(instructions)
     tensor = TensorInfo("picture", layout, 0)
-    return Program(
-        name="copy",
-        geometry=geometry,
-        data=data,
+    stage = Stage(
+        data_offset=0,
+        data_bytes=len(data),
         instruction_load_words=len(data) // 8,
         prologue=0,
         body=1,
         trace=1,
         input=layout,
-        input_scale=1.0,
         output=tensor,
         output_bytes=count * geometry.word_bytes,
-        output_scale=(0.5,) * CHANNELS,
-        output_offset=(1.0,) * CHANNELS,
         trace_tensors=(tensor,),
         trace_bytes=count * geometry.word_bytes,
         layers=(),
     )
+    return Program("copy", geometry, data, (stage,), 1.0, (0.5,) * CHANNELS, (1.0,) * CHANNELS)

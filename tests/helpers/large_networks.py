@@ -69,3 +69,27 @@ def large_network(seed: int, largest: int = 60) -> tuple[Network, np.ndarray]:
     network = Network(f"large{seed}", tensors, (*ops, op), "x", "y", np.ones(3, np.float32), np.zeros(3, np.float32))
     source = tensors["x"]
     return check(network), rng.integers(source.low, source.high + 1, (2, *source.shape))
+
+
+def network_with_tail(seed: int, largest: int = 60) -> tuple[Network, np.ndarray]:
+    """The same, a pool over the whole map behind it, and a matrix product: no patch can do these."""
+    network, images = large_network(seed, largest)
+    rng = np.random.default_rng([seed, 1])
+    ops, tensors = network.ops[:-1], {name: of for name, of in network.tensors.items() if name != network.output}
+    name = ops[-1].output if ops else network.input
+    channels, *extents = tensors[name].shape
+    pool = Pool("mean", name, "mean", "sum", tuple(extents))
+    tensors["mean"] = Tensor("mean", Shape(channels, 1, 1), 4, False)
+    pool = replace(pool, requantize=random_requantize(rng, pool, tensors, None))
+    tensors["y"] = Tensor("y", Shape(5, 1, 1), WIDE, True)
+    last = Conv("last", "mean", "y", random_weights(rng, (5, channels, 1, 1), 4, 8))
+    ones = np.ones(5, np.float32)
+    tailed = replace(
+        network,
+        name=f"tailed{seed}",
+        ops=(*ops, pool, last),
+        tensors=tensors,
+        output_scale=ones,
+        output_offset=0 * ones,
+    )
+    return check(tailed), images

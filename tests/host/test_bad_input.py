@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("sentei.driver.quiet_pynq")
 
+from helpers.changed_stage import with_stage
 from helpers.random_networks import ModelWriter
 from helpers.small_model import small_model, small_pictures
 
@@ -118,7 +119,7 @@ def bench(module_bench):
 def patched(program: Program, change) -> Program:
     """`program` with every instruction through `change(index, fields)`, which returns the changed fields or None."""
     data = bytearray(program.data)
-    for index in range(program.instruction_load_words // INSTRUCTION_LOAD_WORDS):
+    for index in range(program.stages[0].instruction_load_words // INSTRUCTION_LOAD_WORDS):
         place = slice(index * INSTRUCTION_BYTES, (index + 1) * INSTRUCTION_BYTES)
         fields = INSTRUCTION.unpack(int.from_bytes(data[place], "little"))
         changed = change(index, fields)
@@ -313,7 +314,7 @@ def test_a_program_larger_than_main_memory_is_refused_and_the_next_load_works(be
     free = bench.overlay.device.free_bytes
     for large in (
         dataclasses.replace(GOOD, data=GOOD.data + bytes(size - len(GOOD.data))),
-        dataclasses.replace(GOOD, output_bytes=size),
+        with_stage(GOOD, output_bytes=size),
     ):
         with pytest.raises(OutOfMemoryError, match=rf"must have at most \d+ bytes, not {size}: main memory has"):
             bench.overlay.load(large)
@@ -325,7 +326,7 @@ def test_a_program_larger_than_main_memory_is_refused_and_the_next_load_works(be
 
 
 def test_a_program_that_leaves_no_room_for_tracing_can_still_run(bench):
-    large = dataclasses.replace(GOOD, trace_bytes=bench.overlay.manifest.memory_bytes)
+    large = with_stage(GOOD, trace_bytes=bench.overlay.manifest.memory_bytes)
     bench.overlay.load(large)
     with pytest.raises(OutOfMemoryError, match=r"delete buffers, or build an overlay with more memory"):
         bench.overlay.trace(small_pictures(1))
@@ -475,8 +476,8 @@ def test_an_illegal_instruction_is_reported_with_its_place_and_the_next_run_is_r
     places = []
 
     def change(index, fields):
-        changed = ILLEGAL[kind](fields) if index >= GOOD.body else None
-        if changed and index < GOOD.trace:
+        changed = ILLEGAL[kind](fields) if index >= GOOD.stages[0].body else None
+        if changed and index < GOOD.stages[0].trace:
             places.append(index)
         return changed
 
@@ -491,7 +492,7 @@ def test_an_illegal_instruction_is_reported_with_its_place_and_the_next_run_is_r
 @pytest.mark.parametrize("words", [0, GEOMETRY.instruction_words + 1])
 def test_more_instructions_than_there_is_memory_for_are_reported_and_the_next_run_is_right(bench, words):
     with pytest.raises(EngineError, match="no such instruction") as info:
-        bench.overlay.load(dataclasses.replace(GOOD, instruction_load_words=words))
+        bench.overlay.load(with_stage(GOOD, instruction_load_words=words))
     assert info.value.code == ErrorCode.BAD_INSTRUCTION
     bench.assert_right_after_loading()
 
@@ -499,7 +500,7 @@ def test_more_instructions_than_there_is_memory_for_are_reported_and_the_next_ru
 @pytest.mark.parametrize("words", [0, GEOMETRY.instruction_words + 1])
 def test_a_page_of_instructions_that_there_is_no_room_for_is_reported_and_the_next_run_is_right(bench, words):
     def change(index, fields):
-        return {"opcode": Opcode.PAGE, "count": words} if index == GOOD.body else None
+        return {"opcode": Opcode.PAGE, "count": words} if index == GOOD.stages[0].body else None
 
     bench.overlay.load(patched(GOOD, change))
     with pytest.raises(EngineError, match="no such instruction") as info:
@@ -551,8 +552,8 @@ def test_a_doorbell_rung_too_often_is_reported_and_the_next_run_is_right(bench, 
     engine = bench.overlay.engine
     source, target = bench.overlay._slots[0]
     bench.simulator.withhold_memory(withheld)
-    bench.overlay._ready = False  # as after any use of the engine behind the overlay's back
-    jobs = [engine.start(GOOD.body, source.device_address, target.device_address) for _ in range(5)]
+    bench.overlay._on_chip = None  # as after any use of the engine behind the overlay's back
+    jobs = [engine.start(GOOD.stages[0].body, source.device_address, target.device_address) for _ in range(5)]
     with pytest.raises(EngineError, match=r"^a job was started while the queue was full; instruction \d+") as info:
         asyncio.run(engine.wait(jobs[-1]))
     assert info.value.code == ErrorCode.QUEUE_OVERFLOW
@@ -561,7 +562,7 @@ def test_a_doorbell_rung_too_often_is_reported_and_the_next_run_is_right(bench, 
 
 
 def test_an_entry_behind_the_program_does_not_keep_the_next_run_from_being_right(bench):
-    bench.overlay.load(dataclasses.replace(GOOD, body=GEOMETRY.instruction_words // 2 - 1))
+    bench.overlay.load(with_stage(GOOD, body=GEOMETRY.instruction_words // 2 - 1))
     before = bench.simulator.cycles
     try:
         bench.overlay.run(small_pictures(1))

@@ -65,12 +65,12 @@ class Machine:
     def __init__(self, program: Program):
         self.program, self.geometry = program, program.geometry
         size = 8 * INSTRUCTION_LOAD_WORDS
-        code = program.data[: 8 * program.instruction_load_words]
+        code = program.data[: 8 * program.stages[0].instruction_load_words]
         words = [int.from_bytes(code[i : i + size], "little") for i in range(0, len(code), size)]
         self.code = [INSTRUCTION.unpack(word) for word in words]
         self.tables: dict[Memory, list[int]] = {}
         self.streams = [dict[int, int]() for _ in range(self.geometry.groups)]
-        for instruction in self.code[program.prologue : program.body]:
+        for instruction in self.code[program.stages[0].prologue : program.stages[0].body]:
             self.load(instruction)
         self.epochs = [0] * self.geometry.groups
         self.layers = [0] * self.geometry.groups
@@ -79,7 +79,7 @@ class Machine:
         self.stores: list[set[int]] = []
         self.wait: int | None = None  # of the last SYNC, for an epoch or for everything
         self.runs_since_stored = 0
-        for instruction in self.code[program.body : program.trace]:
+        for instruction in self.code[program.stages[0].body : program.stages[0].trace]:
             self.execute(instruction)
 
     def load(self, instruction: dict) -> None:
@@ -172,7 +172,7 @@ class Machine:
 def check(program: Program, text: str) -> None:
     """Assert that no access comes too early."""
     machine = Machine(program)
-    total = machine.code[program.trace - 1]["count"]
+    total = machine.code[program.stages[0].trace - 1]["count"]
     assert machine.epochs == [total] * machine.geometry.groups, text
     assert machine.layers == [len(program.layers)] * machine.geometry.groups, text
     readers: dict[int, list[Item]] = {}

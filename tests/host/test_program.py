@@ -1,6 +1,5 @@
 """The program file: what was saved comes back, and nothing but that; the packing of pictures refuses what is wrong."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -9,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.changed_stage import with_stage
 from helpers.small_model import small_model, small_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from sentei.overlay.errors import InputError, ProgramError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.instructions import FORMAT_VERSION
 from sentei.overlay.layout import PlaneLayout
-from sentei.overlay.program import MAGIC, PREFIX, LayerInfo, Program, TensorInfo
+from sentei.overlay.program import MAGIC, PREFIX, LayerInfo, Program, Stage, TensorInfo
 
 REMEDIES = ("copy it again", "compile the model again with `sentei compile`")
 FLIPS = 600
@@ -54,6 +54,11 @@ def with_header(program: Program, change) -> bytes:
     return seal(header, program.data)
 
 
+def of_stage(change):
+    """A change of a header's first stage, for `with_header`."""
+    return lambda values: values | {"stages": [change(values["stages"][0]), *values["stages"][1:]]}
+
+
 def seal(header: bytes, data: bytes) -> bytes:
     digest = hashlib.sha256(header + data).digest()
     version = struct.unpack_from("<I", Program.to_bytes(SMALLEST), 8)[0]
@@ -62,25 +67,24 @@ def seal(header: bytes, data: bytes) -> bytes:
 
 def small_program(geometry=PRESETS["8x8"], data=bytes(16), **changes) -> Program:
     layout = PlaneLayout(2, 3, 4, 4, False, geometry.lanes, (), 4, 3)
-    values = dict(
-        name="small",
-        geometry=geometry,
-        data=data,
+    stage = Stage(
+        data_offset=0,
+        data_bytes=len(data),
         instruction_load_words=2,
         prologue=0,
         body=0,
         trace=0,
         input=layout,
-        input_scale=1.0,
         output=TensorInfo("y", layout, 0),
         output_bytes=layout.words * geometry.word_bytes,
-        output_scale=(1.0, 1.0),
-        output_offset=(0.0, 0.0),
         trace_tensors=(),
         trace_bytes=0,
         layers=(),
     )
-    return Program(**(values | changes))
+    program = Program("small", geometry, data, (stage,), 1.0, (1.0, 1.0), (0.0, 0.0))
+    of_stage = {name: value for name, value in changes.items() if name in vars(stage)}
+    rest = {name: value for name, value in changes.items() if name not in of_stage}
+    return replace(with_stage(program, **of_stage), **rest)
 
 
 SMALLEST = small_program()
@@ -282,21 +286,28 @@ def test_a_header_that_is_no_description_is_refused(program, header):
 
 
 def test_every_missing_field_is_refused(program):
-    for name in program.header():
-        rest = with_header(program, lambda values, name=name: {k: v for k, v in values.items() if k != name})
-        refused(rest, "does not describe a program", name)
+    for whole, where in ((program.header(), lambda change: change), (program.stages[0].to_dict(), of_stage)):
+        for name in whole:
+            change = where(lambda values, name=name: {k: v for k, v in values.items() if k != name})
+            refused(with_header(program, change), "does not describe a program", name)
 
 
 def test_unknown_fields_are_refused(program):
-    refused(with_header(program, lambda values: values | {"extra": 1}), "does not describe a program", "extra")
+    for where in (lambda change: change, of_stage):
+        change = where(lambda values: values | {"extra": 1})
+        refused(with_header(program, change), "does not describe a program", "extra")
 
 
 @pytest.mark.parametrize("value", [None, "text", [], {}, 1.5, True])
 def test_fields_of_a_wrong_type_are_refused(program, value):
-    for name in ("fingerprint", "geometry", "input", "output", "trace_tensors", "layers", "output_bytes", "body"):
-        if value in ([], {}) and name in ("trace_tensors", "layers"):
-            continue
+    for name in ("fingerprint", "geometry", "stages"):
         refused(with_header(program, lambda values, name=name: values | {name: value}), "does not describe a program")
+    for name in ("input", "output", "trace_tensors", "layers", "output_bytes", "body", "data_offset", "tiling"):
+        empty = ([], {}, None) if name == "tiling" else ([], {}) if name in ("trace_tensors", "layers") else ()
+        if value in empty:
+            continue
+        change = of_stage(lambda values, name=name: values | {name: value})
+        refused(with_header(program, change), "does not describe a program")
 
 
 def test_sizes_that_do_not_fit_the_data_are_refused(program):
@@ -307,8 +318,16 @@ def test_sizes_that_do_not_fit_the_data_are_refused(program):
         ({"output_bytes": 1}, "does not lie in its 1 bytes"),
         ({"trace_bytes": 64}, "does not lie in its 64 bytes"),
         ({"prologue": -1}, "prologue must be a number, not -1"),
+        ({"data_offset": 64}, "at 64 do not lie in its data"),
+        ({"data_bytes": len(program.data) + 1}, "at 0 do not lie in its data"),
     ):
-        refused(with_header(program, lambda header, values=values: header | values), text)
+        change = of_stage(lambda stage, values=values: stage | values)
+        refused(with_header(program, change), text)
+
+
+def test_stages_that_do_not_follow_one_another_are_refused(program):
+    twice = with_header(program, lambda values: values | {"stages": values["stages"] * 2})
+    refused(twice, "a stage takes (1, 10, 12), the one before it makes")
 
 
 def test_other_formats_are_refused_with_both_fingerprints(program):
@@ -365,7 +384,7 @@ def test_pictures_of_every_integer_type_pack_alike(program, dtype):
 
 
 def test_signed_pictures_have_their_own_range():
-    program = dataclasses.replace(SMALLEST, input=dataclasses.replace(SMALLEST.input, signed=True))
+    program = with_stage(SMALLEST, input=replace(SMALLEST.input, signed=True))
     for value in (-8, 7):
         program.pack_input(np.full((1, 2, 3, 4), value))
     for value in (-9, 8):

@@ -54,7 +54,7 @@ def test_a_program_keeps_its_patches():
     program = compile_network(network, replace(GEOMETRY, activation_words=512))
     assert program.jobs > 1 and program.input_shape == network.tensors[network.input].shape
     assert Program.from_bytes(program.to_bytes()) == program
-    assert len(program.pack_input(images)) == 2 * program.jobs
+    assert len(program.pack_input(images)) == 2 * program.stages[0].jobs
     assert sum(layer.macs for layer in program.layers) == sum(
         layer.macs for layer in compile_network(network, replace(GEOMETRY, activation_words=1 << 16)).layers
     )

@@ -184,10 +184,10 @@ def streamed_network(seed, kind, monkeypatch):
 
 def streams_loaded(program):
     """Number of LOADs of streams while a picture is computed."""
-    data = program.data[: 8 * program.instruction_load_words]
+    data = program.data[: 8 * program.stages[0].instruction_load_words]
     size = 8 * INSTRUCTION_LOAD_WORDS
     fields = [INSTRUCTION.unpack(int.from_bytes(data[i : i + size], "little")) for i in range(0, len(data), size)]
-    body = fields[program.body : program.trace]
+    body = fields[program.stages[0].body : program.stages[0].trace]
     return sum(f["opcode"] == Opcode.LOAD and f["memory"] == Memory.STREAM for f in body)
 
 
@@ -225,10 +225,10 @@ def test_runs_of_both_places_are_mixed(monkeypatch):
 
 def pages_loaded(program):
     """Number of LOADs of channel tables while a picture is computed."""
-    data = program.data[: 8 * program.instruction_load_words]
+    data = program.data[: 8 * program.stages[0].instruction_load_words]
     size = 8 * INSTRUCTION_LOAD_WORDS
     fields = [INSTRUCTION.unpack(int.from_bytes(data[i : i + size], "little")) for i in range(0, len(data), size)]
-    body = fields[program.body : program.trace]
+    body = fields[program.stages[0].body : program.stages[0].trace]
     return sum(f["opcode"] == Opcode.LOAD and f["memory"] == Memory.CHANNEL for f in body)
 
 

@@ -1,5 +1,5 @@
-"""Pictures in patches on the Verilated engine of the smallest board: every layer, joined, is the reference's; streams,
-traces, cycles."""
+"""Pictures in patches, and networks in stages, on the Verilated engine of the smallest board: every layer, joined, is
+the reference's; streams, traces, cycles."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,16 @@ import pytest
 pytest.importorskip("litex")
 
 from helpers.geometries import LAYER_GEOMETRIES
-from helpers.large_networks import large_network
+from helpers.large_networks import large_network, network_with_tail
 from helpers.random_layers import describe
 from helpers.tiers import seeds
 
-from sentei.driver import SenteiOverlay
+from sentei.driver import EngineError, SenteiOverlay
 from sentei.host.apps.measure import benchmark, first_difference
 from sentei.host.compiler.compile import compile_network
 from sentei.host.network import reference
 from sentei.overlay.errors import CapacityError
+from sentei.overlay.registers import REGISTERS
 
 LARGEST = 90  # rows and columns: few of them fit
 
@@ -26,10 +27,10 @@ def overlay(overlay_path):
         yield overlay
 
 
-def in_patches(seed, geometry):
+def in_patches(seed, geometry, draw=large_network):
     """The first of the seed's networks that runs in patches: (network, images, program)."""
     for attempt in range(50):
-        network, images = large_network(50 * seed + attempt, LARGEST)
+        network, images = draw(50 * seed + attempt, LARGEST)
         try:
             program = compile_network(network, geometry)
         except CapacityError:
@@ -39,23 +40,35 @@ def in_patches(seed, geometry):
     raise AssertionError(f"none of seed {seed}'s networks needs patches, and fits in them")
 
 
-@pytest.mark.parametrize("seed", seeds(8, 300))
-def test_every_layer_is_the_references(overlay, seed):
-    network, images, program = in_patches(seed, overlay.manifest.geometry)
+@pytest.mark.parametrize("draw", [large_network, network_with_tail])
+@pytest.mark.parametrize("seed", seeds(6, 300))
+def test_every_layer_is_the_references(overlay, seed, draw):
+    network, images, program = in_patches(seed, overlay.manifest.geometry, draw)
     overlay.load(program)
     overlay.device.simulator.stall_memory(seed + 1 if seed % 3 == 0 else 0)
     assert first_difference(overlay, network, images) is None, f"seed {seed}: {describe(network)}"
 
 
-def test_streams_and_benchmarks_take_patches_as_pictures(overlay):
-    network, images = large_network(0, LARGEST)
-    program = compile_network(network, overlay.manifest.geometry)
-    assert program.jobs > 1
+@pytest.mark.parametrize("draw", [large_network, network_with_tail])
+def test_streams_and_benchmarks_take_patches_as_pictures(overlay, draw):
+    network, images, program = in_patches(0, overlay.manifest.geometry, draw)
     overlay.load(program)
     expected = reference.run(network, images)[network.output]
     assert np.array_equal(overlay.run(images), expected)
     streamed = list(overlay.stream(image for image in images))
     assert np.array_equal(np.stack(streamed), expected)
     measured = benchmark(overlay)
-    assert measured.cycles == program.jobs * overlay.last_cycles
+    assert measured.cycles == overlay.picture_cycles >= program.stages[-1].jobs * overlay.last_cycles
     assert 0 < measured.utilisation < 1
+
+
+def test_a_run_behind_an_error_begins_with_the_first_stage(overlay):
+    _, images, program = in_patches(0, overlay.manifest.geometry, network_with_tail)
+    assert len(program.stages) > 1
+    overlay.load(program)
+    expected = overlay.run(images)
+    overlay.engine.register_map.watchdog = 100
+    with pytest.raises(EngineError):
+        overlay.run(images)
+    overlay.engine.register_map.watchdog = REGISTERS["watchdog"].reset
+    assert np.array_equal(overlay.run(images), expected)

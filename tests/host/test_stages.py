@@ -1,0 +1,112 @@
+"""Networks in stages: parts that follow one another, each whole or in patches, give what the whole network gives."""
+
+from dataclasses import replace
+from functools import cache, partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from helpers.large_networks import large_network, network_with_tail
+from helpers.tiers import seeds
+
+from sentei.host.compiler.compile import compile_network
+from sentei.host.compiler.placement import fits
+from sentei.host.network import reference
+from sentei.host.network.stages import Way, best_stages, divisions, part_of, ways
+from sentei.overlay.errors import CapacityError, InputError
+from sentei.overlay.geometry import PRESETS
+from sentei.overlay.image import memory_image
+from sentei.overlay.program import Program
+
+GEOMETRY = PRESETS["8x8"]
+
+
+@pytest.mark.parametrize("seed", seeds(30, 1000))
+def test_parts_that_follow_one_another_are_the_whole(seed):
+    network, images = network_with_tail(seed)
+    whole = reference.run(network, images)
+    places = divisions(network)
+    assert places[0] == 0 and places[-1] == len(network.ops)
+    values = images
+    for first, end in pairwise(places):
+        part = part_of(network, first, end)
+        found = reference.run(part, values)
+        for name, own in found.items():
+            np.testing.assert_array_equal(own, whole[name], err_msg=f"seed {seed}: {name}")
+        values = found[part.output]
+
+
+@pytest.mark.parametrize("seed", seeds(30, 1000))
+def test_stages_in_patches_are_the_whole(seed):
+    network, images = network_with_tail(seed)
+    rng = np.random.default_rng(seed)
+    small = replace(GEOMETRY, activation_words=int(rng.choice([128, 256, 512])))
+
+    @cache
+    def way(first, end):
+        part = part_of(network, first, end)
+        job, cuts = next(ways(part, partial(fits, geometry=small)), (None, None))
+        return None if job is None else Way(part, job, cuts, float(rng.random()))
+
+    whole = reference.run(network, images)
+    values = images
+    for stage in best_stages(network, way) or []:
+        tiling = stage.cuts.get(stage.part.input)
+        shape = stage.job.tensors[stage.job.input].shape
+        found = reference.run(stage.job, tiling.cut(values, *shape[1:]) if tiling else values)
+        joined = {name: stage.cuts[name].join(own) if tiling else own for name, own in found.items()}
+        for name, own in joined.items():
+            np.testing.assert_array_equal(own, whole[name], err_msg=f"seed {seed}: {name}")
+        values = joined[stage.part.output]
+
+
+def test_the_cheapest_stages_are_found():
+    """Of all ways through the divisions."""
+    network, _ = network_with_tail(1)
+    places = divisions(network)
+    assert len(places) >= 4
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        costs = {(a, b): float(rng.random()) for a in places for b in places if a < b and rng.random() < 0.7}
+
+        def way(first, end, costs=costs):
+            part = part_of(network, first, end)
+            return Way(part, part, {}, costs[first, end]) if (first, end) in costs else None
+
+        found = best_stages(network, way)
+        inner = places[1:-1]
+        chains = (
+            [places[0], *(place for number, place in enumerate(inner) if pick >> number & 1), places[-1]]
+            for pick in range(1 << len(inner))
+        )
+        pairs = [list(pairwise(chain)) for chain in chains]
+        possible = [sum(costs[pair] for pair in chain) for chain in pairs if all(pair in costs for pair in chain)]
+        assert (found is None) == (not possible), seed
+        if found is not None:
+            assert np.isclose(sum(way.cycles for way in found), min(possible)), seed
+
+
+def test_a_residual_over_a_division_forbids_it():
+    for seed in range(40):
+        network, _ = large_network(seed)
+        for place in divisions(network)[1:-1]:
+            before = {network.input, *(op.output for op in network.ops[: place - 1])}
+            after = {name for op in network.ops[place:] for name in reference.operands(op)}
+            assert not before & after, (seed, place)
+
+
+def test_a_program_of_stages_comes_back_from_its_file():
+    network, images = network_with_tail(1)
+    program = compile_network(network, replace(GEOMETRY, activation_words=512))
+    assert len(program.stages) > 1 and program.stages[-1].jobs == 1
+    assert program.input_shape == network.tensors[network.input].shape and program.output.shape == (5, 1, 1)
+    assert Program.from_bytes(program.to_bytes()) == program
+    assert [layer.name for layer in program.layers] == [op.name for op in network.ops]
+    with pytest.raises(InputError, match=f"classifiers that do a picture in one job, not in {program.jobs}"):
+        memory_image(program, images, ())
+
+
+def test_a_layer_that_fits_in_no_way_is_refused():
+    network, _ = network_with_tail(0)
+    with pytest.raises(CapacityError, match="use a geometry with more activation_words"):
+        compile_network(network, replace(GEOMETRY, activation_words=64))
