@@ -84,6 +84,7 @@ class Board:
         device = self.devices[name]
         platform, clocks, memory, port, led = self.parts(name, device.geometry, device.clock_hz)
         engine = Engine(device.geometry, self.flow.technology(device.multipliers))
+        self.flow.constrain(platform, device, engine)
         soc = SenteiSoC(platform, device.geometry, engine, memory, port, clocks, device.clock_hz, self.frame_cycles)
         soc.comb += led.eq(soc.led)
         self.connect(soc, platform)

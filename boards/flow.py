@@ -58,6 +58,9 @@ class Flow(ABC):
     def technology(self, multipliers: int) -> Technology:
         """What the datapath is made of on a device that gives it so many multipliers."""
 
+    def constrain(self, platform: Any, device: Device, engine: Any) -> None:  # noqa: B027 (most need not)
+        """Give cells of the engine places, before any Verilog is written."""
+
     def write_verilog(self, soc: Any, platform: Any, work: Path) -> list[Path]:
         """Write Verilog and constraints to `work`; returns all sources."""
         platform.build(soc, build_dir=str(work), build_name=NAME, run=False, **self.build_options())

