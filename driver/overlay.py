@@ -16,7 +16,7 @@ import functools
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -172,24 +172,25 @@ class SenteiOverlay(pynq.Overlay):
         parts = []
         for first in range(0, len(values), at_a_time):
             part = values[first : first + at_a_time]
+            tensors = program.given(part)
             for number in range(len(program.stages)):
-                part = await self._run_stage(number, part)
-            parts.append(part)
+                tensors |= await self._run_stage(number, tensors)
+            parts.append(tensors[program.output.name])
         return Outputs.of(program, np.concatenate(parts)[: len(images)])
 
-    def run_stage(self, number: int, values: np.ndarray) -> np.ndarray:
-        """One stage of the program: its input, integers (N, C, H, W), to its output, int32 (N, C, H, W)."""
+    def run_stage(self, number: int, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One stage of the program: its inputs, integers (N, C, H, W), to its outputs, int32 (N, C, H, W), by name."""
         self._activate()
-        return _complete(self._run_stage(number, values))
+        return _complete(self._run_stage(number, tensors))
 
-    async def _run_stage(self, number: int, values: np.ndarray) -> np.ndarray:
+    async def _run_stage(self, number: int, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         program = self._loaded
         stage, word_bytes = program.stages[number], program.geometry.word_bytes
-        packed = stage.pack(values, word_bytes)
+        packed = stage.pack(tensors, word_bytes)
         loading = await self._prepare(stage)
         data = await self._run_jobs(stage, packed, stage.body, self._slots, stage.output_bytes)
         self._stage_cycles[number] = loading + self._share(stage)
-        return stage.output.read(data, word_bytes)
+        return stage.unpack(data, word_bytes)
 
     def _share(self, stage: Stage) -> float:
         """A picture's share of the last job's cycles, or of its patches' jobs."""
@@ -244,19 +245,17 @@ class SenteiOverlay(pynq.Overlay):
         """Pictures (N, C, H, W) to every tensor of the program, int32 (N, C, H, W) each, by name."""
         self._activate()
         program = self._loaded
-        values = program.checked_input(images)
         word_bytes = program.geometry.word_bytes
+        given = program.given(images)
         found: dict[str, np.ndarray] = {}
 
         async def run():
-            nonlocal values
             slots = self._allocate_slots(program.input_bytes, program.trace_bytes)
             for stage in program.stages:
-                packed = stage.pack(values, word_bytes)
+                packed = stage.pack(given | found, word_bytes)
                 await self._prepare(stage)
                 data = await self._run_jobs(stage, packed, stage.trace, slots, stage.trace_bytes)
                 found.update({tensor.name: tensor.read(data, word_bytes) for tensor in stage.trace_tensors})
-                values = found[stage.output.name]
 
         _complete(run())
         return {name: tensor[: len(images)] for name, tensor in found.items()}

@@ -19,8 +19,8 @@ import json
 import os
 import struct
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in the output buffer.
+    """Where a tensor lies in the input or output buffer.
 
     A wide output's sums are two's complement; `correction` (one a channel, empty otherwise) is subtracted from them.
     `layout` is that of a patch, if there is a `tiling`.
@@ -89,6 +89,12 @@ class TensorInfo:
         """(C, H, W) of a picture's."""
         return self.layout.channels, *whole_of(self.layout, self.tiling)
 
+    def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
+        """Integers (N, C, H, W) to uint8 (jobs, bytes of a tensor)."""
+        if self.tiling is not None:
+            values = self.tiling.cut(values, self.layout.height, self.layout.width)
+        return self.layout.pack(values, word_bytes)
+
     def read(self, data: np.ndarray, word_bytes: int) -> np.ndarray:
         """uint8 (jobs, output bytes) to int32 (N, C, H, W)."""
         end = self.offset_bytes + self.layout.words * word_bytes
@@ -104,12 +110,16 @@ def whole_of(layout: PlaneLayout, tiling: Tiling | None) -> tuple[int, int]:
     return (layout.height, layout.width) if tiling is None else tiling.whole
 
 
+TENSORS = ("inputs", "outputs", "trace_tensors")  # of a Stage
+
+
 @dataclass(frozen=True)
 class Stage:
-    """A part of a network that runs at a time, from one tensor to another, and its part of a program's data.
+    """A part of a network that runs at a time, from some tensors to others, and its part of a program's data.
 
-    `layers` are its own. Entries are instructions: `prologue`, once, moves weights on chip; `body` does a job; `trace`
-    does the same and also stores every layer's output, `trace_tensors` tells where.
+    `inputs` lie side by side in a job's input buffer, `outputs` in its output buffer. `layers` are its own. Entries are
+    instructions: `prologue`, once, moves weights on chip; `body` does a job; `trace` does the same and also stores
+    every layer's output, `trace_tensors` tells where.
     """
 
     data_offset: int
@@ -118,13 +128,26 @@ class Stage:
     prologue: int
     body: int
     trace: int
-    input: PlaneLayout
-    output: TensorInfo
+    inputs: tuple[TensorInfo, ...]
+    input_bytes: int
+    outputs: tuple[TensorInfo, ...]
     output_bytes: int
     trace_tensors: tuple[TensorInfo, ...]
     trace_bytes: int
     layers: tuple[LayerInfo, ...]
-    tiling: Tiling | None = None  # of the input
+
+    @property
+    def input(self) -> PlaneLayout:
+        return self.inputs[0].layout
+
+    @property
+    def output(self) -> TensorInfo:
+        return self.outputs[0]
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """Of the input."""
+        return self.inputs[0].tiling
 
     @property
     def jobs(self) -> int:
@@ -134,33 +157,31 @@ class Stage:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a picture."""
-        return self.input.channels, *whole_of(self.input, self.tiling)
+        return self.inputs[0].shape
 
-    def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
-        """Integers (N, C, H, W), N a multiple of `input.pictures`, to uint8 (jobs, bytes)."""
-        if self.tiling is not None:
-            values = self.tiling.cut(values, self.input.height, self.input.width)
-        return self.input.pack(values, word_bytes)
+    def pack(self, values: Mapping[str, np.ndarray], word_bytes: int) -> np.ndarray:
+        """Each input's integers (N, C, H, W), by name, N a multiple of `input.pictures`, to uint8 (jobs, bytes)."""
+        parts = [tensor.pack(values[tensor.name], word_bytes) for tensor in self.inputs]
+        packed = np.zeros((len(parts[0]), self.input_bytes), np.uint8)
+        for tensor, part in zip(self.inputs, parts, strict=True):
+            packed[:, tensor.offset_bytes : tensor.offset_bytes + part.shape[1]] = part
+        return packed
+
+    def unpack(self, data: np.ndarray, word_bytes: int) -> dict[str, np.ndarray]:
+        """uint8 (jobs, output_bytes) to each output's int32 (N, C, H, W)."""
+        return {tensor.name: tensor.read(data, word_bytes) for tensor in self.outputs}
 
     def to_dict(self) -> dict:
         values = dict(self.__dict__)
-        values["input"] = self.input.to_dict()
-        values["output"] = _tensor_to_dict(self.output)
-        values["trace_tensors"] = [_tensor_to_dict(tensor) for tensor in self.trace_tensors]
+        for name in TENSORS:
+            values[name] = [_tensor_to_dict(tensor) for tensor in values[name]]
         values["layers"] = [layer.__dict__ for layer in self.layers]
-        values["tiling"] = self.tiling and self.tiling.to_dict()
         return values
 
     @staticmethod
     def from_dict(values: dict) -> Stage:
-        changed = {
-            "input": PlaneLayout.from_dict(values["input"]),
-            "output": _tensor_from_dict(values["output"]),
-            "trace_tensors": tuple(_tensor_from_dict(tensor) for tensor in values["trace_tensors"]),
-            "layers": tuple(LayerInfo(**layer) for layer in values["layers"]),
-            "tiling": values["tiling"] and Tiling.from_dict(values["tiling"]),
-        }
-        return Stage(**values | changed)
+        changed = {name: tuple(_tensor_from_dict(tensor) for tensor in values[name]) for name in TENSORS}
+        return Stage(**values | changed | {"layers": tuple(LayerInfo(**layer) for layer in values["layers"])})
 
 
 @dataclass(frozen=True)
@@ -237,7 +258,7 @@ class Program:
     @property
     def input_bytes(self) -> int:
         """Of the largest job's input, and `output_bytes` of its output, `trace_bytes` of its traced tensors."""
-        return max(stage.input.words for stage in self.stages) * self.geometry.word_bytes
+        return max(stage.input_bytes for stage in self.stages)
 
     @property
     def output_bytes(self) -> int:
@@ -265,9 +286,13 @@ class Program:
         missing = -len(pixels) % self.pictures
         return np.concatenate([pixels, np.zeros((missing, *shape), pixels.dtype)]) if missing else pixels
 
+    def given(self, images: np.ndarray | list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Pictures as `checked_input` has them, by the name of their tensor: what the first stage begins with."""
+        return {self.stages[0].inputs[0].name: self.checked_input(images)}
+
     def pack_input(self, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
-        """Pictures as `checked_input` has them to the first stage's jobs, uint8 (jobs, bytes)."""
-        return self.stages[0].pack(self.checked_input(images), self.geometry.word_bytes)
+        """Pictures to the first stage's jobs, uint8 (jobs, bytes); InputError as `checked_input`."""
+        return self.stages[0].pack(self.given(images), self.geometry.word_bytes)
 
     def dequantize(self, integers: np.ndarray) -> np.ndarray:
         """int32 (N, C, H, W) to the float32 numbers that the model has behind its last layer."""
@@ -372,11 +397,12 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
         raise ValueError("it has no stages")
     for stage in program.stages:
         check_stage(stage, program)
-    for before, after in pairwise(program.stages):
-        made, taken = before.output.layout, after.input
-        same = [(layout.bits, layout.signed, layout.zero_point, layout.pictures) for layout in (made, taken)]
-        if before.output.shape != after.shape or same[0] != same[1] or before.output.correction:
-            raise ValueError(f"a stage takes {after.shape}, the one before it makes {before.output.shape}")
+    made = {tensor.name: tensor for tensor in program.stages[0].inputs[:1]}
+    for stage in program.stages:
+        for tensor in stage.inputs:
+            if tensor.name not in made or meaning_of(made[tensor.name]) != meaning_of(tensor):
+                raise ValueError(f"a stage takes {tensor.name!r}, which none before it makes")
+        made |= {tensor.name: tensor for tensor in stage.outputs}
     if program.pixels and (
         {len(levels) for levels in program.pixels} != {256}
         or len(program.pixels) not in (1, program.input.channels)
@@ -387,11 +413,24 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
         program.tail(np.zeros((1, *program.output.shape), np.float32))
 
 
+def meaning_of(tensor: TensorInfo) -> tuple:
+    """What must be the same where a tensor is made and where it is taken."""
+    layout = tensor.layout
+    return tensor.shape, layout.bits, layout.signed, layout.zero_point, layout.pictures, tensor.correction
+
+
 def check_stage(stage: Stage, program: Program) -> None:
     """ValueError unless what the stage's numbers describe lies inside the program's data, and its own buffers."""
     sizes = ("data_offset", "data_bytes", "instruction_load_words", "prologue", "body", "trace")
-    layouts = [stage.input, *(tensor.layout for tensor in (stage.output, *stage.trace_tensors))]
-    numbers = {name: getattr(stage, name) for name in (*sizes, "output_bytes", "trace_bytes")}
+    rooms = [
+        (stage.inputs, stage.input_bytes),
+        (stage.outputs, stage.output_bytes),
+        (stage.trace_tensors, stage.trace_bytes),
+    ]
+    if not stage.inputs or not stage.outputs:
+        raise ValueError("a stage must have inputs and outputs")
+    layouts = [tensor.layout for tensors, _ in rooms for tensor in tensors]
+    numbers = {name: getattr(stage, name) for name in (*sizes, "input_bytes", "output_bytes", "trace_bytes")}
     for layout in layouts:
         if type(layout.zero_point) is not int:
             raise ValueError(f"zero_point must be a number, not {layout.zero_point!r}")
@@ -408,7 +447,7 @@ def check_stage(stage: Stage, program: Program) -> None:
     if not 0 < 8 * stage.instruction_load_words <= stage.data_bytes:
         raise ValueError(f"{stage.instruction_load_words} instruction words do not lie in its data")
     word_bytes = program.geometry.word_bytes
-    for tensors, room in (((stage.output,), stage.output_bytes), (stage.trace_tensors, stage.trace_bytes)):
+    for tensors, room in rooms:
         for tensor in tensors:
             if tensor.offset_bytes < 0 or tensor.offset_bytes + tensor.layout.words * word_bytes > room:
                 raise ValueError(f"tensor {tensor.name!r} does not lie in its {room} bytes")
@@ -416,9 +455,8 @@ def check_stage(stage: Stage, program: Program) -> None:
 
 def check_tilings(stage: Stage) -> None:
     """ValueError unless all tensors have as many patches as the input, each of which has what it provides."""
-    parts = [(stage.input, stage.tiling)]
-    parts += [(tensor.layout, tensor.tiling) for tensor in (stage.output, *stage.trace_tensors)]
-    for layout, tiling in parts:
+    for tensor in (*stage.inputs, *stage.outputs, *stage.trace_tensors):
+        layout, tiling = tensor.layout, tensor.tiling
         if (1 if tiling is None else len(tiling)) != stage.jobs or (tiling and stage.input.pictures != 1):
             raise ValueError(f"its tensors must have {stage.jobs} patches of one picture each")
         for cuts, size in ((tiling.rows, layout.height), (tiling.columns, layout.width)) if tiling else ():

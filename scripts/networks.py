@@ -74,7 +74,6 @@ class Writer:
         stride: int | tuple[int, int] = 1,
         groups: int = 1,
         keep: float = 1.0,
-        last: bool = False,
     ) -> str:
         """Padded so that stride 1 keeps the map's size. `keep`: of the slots of 8 channels, so many have weights."""
         kernel, stride = (value if isinstance(value, tuple) else (value, value) for value in (kernel, stride))
@@ -181,13 +180,14 @@ def resnet18(keep: float) -> onnx.ModelProto:
 
 
 def tiny_yolo() -> onnx.ModelProto:
+    """Version 3's path to the coarse grid."""
     writer = Writer(3, 416, 416)
     now = writer.input
     for channels in (16, 32, 64, 128, 256):
         now = writer.pool(writer.levels(writer.conv(now, channels), "LeakyRelu", alpha=0.125), 2, 2)
-    for channels in (512, 1024, 1024):
-        now = writer.levels(writer.conv(now, channels), "LeakyRelu", alpha=0.125)
-    return writer.model(writer.conv(now, 125, 1))
+    for channels, kernel in ((512, 3), (1024, 3), (256, 1), (512, 3)):
+        now = writer.levels(writer.conv(now, channels, kernel), "LeakyRelu", alpha=0.125)
+    return writer.model(writer.conv(now, 255, 1))
 
 
 def unet() -> onnx.ModelProto:

@@ -110,14 +110,14 @@ class Benchmark:
 def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark:
     """Runs random pictures and reads cycles and profile of the last job; of four or more, so that jobs overlap."""
     program = overlay.program
-    values = random_images(program, -(-jobs // program.jobs) * program.pictures, seed)
+    images = random_images(program, -(-jobs // program.jobs) * program.pictures, seed)
     simulator = getattr(overlay.device, "simulator", None)
     start_cycles = simulator.cycles if simulator else 0
     layers: list[dict] = []
-    seconds = 0.0
+    tensors, seconds = program.given(images), 0.0
     for number, stage in enumerate(program.stages):
         start = time.perf_counter()
-        values = overlay.run_stage(number, values)
+        tensors |= overlay.run_stage(number, tensors)
         seconds += time.perf_counter() - start
         profile = overlay.profile()  # nothing, if the stage has too many layers
         for info, of_job in zip(stage.layers[: len(profile)], profile, strict=True):

@@ -7,7 +7,7 @@ place tensors -> schedule each operator, cut it into sections -> pack streams, c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
@@ -24,7 +24,7 @@ from sentei.host.compiler.steps import weight_digits
 from sentei.host.network.ir import Conv, Network, Pool, Tensor, accumulator_range, residual_codes
 from sentei.host.network.law import check
 from sentei.host.network.pixels import pixel_levels
-from sentei.host.network.stages import Way, best_stages, part_of, ways
+from sentei.host.network.stages import Way, best_stages, divisions, part_of, ways
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import stream_bits
@@ -50,6 +50,7 @@ def without_idle_weights(network: Network) -> Network:
 
 
 MOST_TILINGS = 4  # of a stage, that are compiled, until one has room
+MOST_LIVING = 6  # tensors between two stages
 JOB_CYCLES = 200  # until the array's first step and after its last one
 
 
@@ -117,10 +118,17 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         stages = compile_stages(network, geometry)
         if not stages:
             raise
+    return linked(network, stages, geometry, classes)
+
+
+def linked(
+    network: Network, stages: Iterable[tuple[Stage, bytes]], geometry: Geometry, classes: tuple[str, ...] = ()
+) -> Program:
+    """The program of stages and their data."""
     data, parts = b"", []
     for stage, content in stages:
         parts.append(replace(stage, data_offset=len(data)))
-        data += content.ljust(aligned(len(content)), b"\0") if len(stages) > 1 else content
+        data += content.ljust(aligned(len(content)), b"\0")
     return Program(
         name=network.name,
         geometry=geometry,
@@ -152,16 +160,18 @@ def compile_stages(network: Network, geometry: Geometry) -> list[tuple[Stage, by
     def way(first: int, end: int) -> Way | None:
         return next((way for way in found(first, end) if compiled.get(way, way) is not None), None)
 
-    while chosen := best_stages(network, way):
-        for stage in chosen:
-            if stage not in compiled:
-                try:
-                    compiled[stage] = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1)
-                except CapacityError:
-                    compiled[stage] = None
-        stages = [compiled[stage] for stage in chosen]
-        if all(stages):
-            return [stage for stage in stages if stage is not None]
+    for most in range(1, MOST_LIVING + 1):
+        places = divisions(network, most)
+        while chosen := best_stages(places, way):
+            for stage in chosen:
+                if stage not in compiled:
+                    try:
+                        compiled[stage] = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1)
+                    except CapacityError:
+                        compiled[stage] = None
+            stages = [compiled[stage] for stage in chosen]
+            if all(stages):
+                return [stage for stage in stages if stage is not None]
     return []
 
 
@@ -182,7 +192,7 @@ def estimate(
         array += cycles_a_word * words(of_job)
         steps += cycles_a_word * geometry.groups
     streams = steps * stream_bits(geometry) / geometry.bus_bits
-    ends = (job.tensors[name] for name in (job.input, job.output))
+    ends = (job.tensors[name] for name in (*job.inputs, *job.outputs))
     transfers = sum(words(tensor) * tensor.shape.channels * -(-tensor.bits // ACTIVATION_BITS) for tensor in ends)
     transfers *= 8 * geometry.word_bytes / geometry.bus_bits
     if steps > geometry.groups * geometry.stream_words:
@@ -199,18 +209,17 @@ def compile_stage(
     streams = pack_streams(network, placed, layers, geometry)
     plan = plan_streams(streams, geometry, network)
     emitted = Emitter(network, geometry, placed, exclusive, layers, plan, streams, cuts)
-    output = emitted.tensor_info(network.output, 0)
     stage = Stage(
         data_offset=0,
         data_bytes=len(emitted.data),
         instruction_load_words=emitted.instruction_load_words,
         **emitted.entries,
-        input=placed[network.input].layout,
-        output=output,
-        output_bytes=output.layout.words * geometry.word_bytes,
+        inputs=tuple(emitted.tensor_info(name, offset) for name, offset in emitted.input_offsets.items()),
+        input_bytes=emitted.input_bytes,
+        outputs=tuple(emitted.tensor_info(name, offset) for name, offset in emitted.output_offsets.items()),
+        output_bytes=emitted.output_bytes,
         trace_tensors=tuple(emitted.traced),
         trace_bytes=emitted.trace_bytes,
         layers=tuple(layer_info(op, whole, geometry) for op in whole.ops),
-        tiling=cuts.get(network.input),
     )
     return stage, emitted.data

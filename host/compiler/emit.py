@@ -16,7 +16,7 @@ from sentei.host.compiler.pack import NO_PAGE, Streams, pack_entries
 from sentei.host.compiler.placement import Placement, last_uses
 from sentei.host.compiler.plan import Run, StreamPlan, runs_since_address_was_used
 from sentei.host.compiler.schedule import Layer
-from sentei.host.network.ir import Network
+from sentei.host.network.ir import WIDE, Network
 from sentei.overlay.geometry import ALIGNMENT_BYTES, LOAD_BITS, Geometry
 from sentei.overlay.instructions import (
     EPOCH_BITS,
@@ -68,6 +68,8 @@ class Emitter:
         self.network, self.geometry, self.placed, self.exclusive = network, geometry, placed, exclusive
         self.layers, self.plan, self.streams = layers, plan, streams
         self.total = layers[-1].sections.last
+        self.input_offsets, self.input_bytes = self._offsets(network.inputs)
+        self.output_offsets, self.output_bytes = self._offsets(network.outputs)
         self.instructions: list[int] = []
         self.segments: list[bytes] = []
         self.data_bytes = geometry.instruction_words * LOAD_BITS // 8  # the instructions come first
@@ -84,6 +86,14 @@ class Emitter:
         self.instruction_load_words = len(first) * INSTRUCTION_LOAD_WORDS
         room = geometry.instruction_words * LOAD_BITS // 8
         self.data = code_of(first).ljust(room, b"\0") + b"".join(self.segments)
+
+    def _offsets(self, names: tuple[str, ...]) -> tuple[dict[str, int], int]:
+        """Where each tensor lies in a buffer of all of them, and its bytes."""
+        offsets, size = {}, 0
+        for name in names:
+            offsets[name] = size = aligned(size)
+            size += self.placed[name].layout.words * self.geometry.word_bytes
+        return offsets, size
 
     def _pages(self, codes: dict[str, list[int]]) -> tuple[list[int], dict[str, int]]:
         """The first page of instructions, which is there when a job begins and has each part's END, and where each part
@@ -151,7 +161,8 @@ class Emitter:
             if until:
                 self._emit(Opcode.SYNC, units=until)
             self._emit(Opcode.RUN, run.epoch, address=self.plan.addresses[index])
-        self._store(self.network.output, 0, self.total)
+        for name, offset in self.output_offsets.items():
+            self._store(name, offset, self.total)
         self._emit(Opcode.END, count=self.total)
 
     def _trace(self) -> None:
@@ -176,8 +187,7 @@ class Emitter:
 
     def tensor_info(self, name: str, offset: int) -> TensorInfo:
         """What the driver needs to know of a tensor that is stored at `offset` bytes of a buffer."""
-        op = next(op for op in self.network.ops if op.output == name)
-        wide = op.requantize is None
+        wide = self.network.tensors[name].bits == WIDE
         correction = tuple(int(value) for value in self.streams.corrections) if wide else ()
         return TensorInfo(name, self.placed[name].layout, offset, correction, self.tilings.get(name))
 
@@ -198,21 +208,22 @@ class Emitter:
         return offset
 
     def _load_input(self) -> None:
-        source = self.placed[self.network.input]
         if self.exclusive:
             self._emit(Opcode.SYNC, self._input_is_free() - self.total, units=Until.EPOCH)
         else:
             self._emit(Opcode.SYNC, units=EVERYTHING)
-        words = source.layout.words
-        self._emit(Opcode.LOAD, memory=Memory.ACTIVATION, address=source.address, count=words, base=Base.INPUT)
+        for name, offset in self.input_offsets.items():
+            address, words = self.placed[name].address, self.placed[name].layout.words
+            where = dict(memory=Memory.ACTIVATION, address=address, count=words)
+            self._emit(Opcode.LOAD, **where, base=Base.INPUT, offset=offset)
 
     def _input_is_free(self) -> int:
-        """The epoch from which on nobody uses the words of the network's input."""
-        source, uses = self.placed[self.network.input], last_uses(self.network)
+        """The epoch from which on nobody uses the words of the network's inputs."""
+        sources, uses = [self.placed[name] for name in self.network.inputs], last_uses(self.network)
         return max(
             self.layers[uses[name]].sections.last
             for name, other in self.placed.items()
-            if overlap(source, other) and name != self.network.output
+            if any(overlap(source, other) for source in sources) and name not in self.network.outputs
         )
 
     def _load(self, loads: list[dict[str, int]]) -> None:

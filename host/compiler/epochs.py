@@ -98,12 +98,12 @@ def overwriting(network: Network, placed: dict[str, Placement], sections: list[S
     `sections` are those of the operators, `total` is the number of epochs of a picture.
     """
     uses = last_uses(network)
-    made = {op.output: index for index, op in enumerate(network.ops)} | {network.input: -1}
+    made = {op.output: index for index, op in enumerate(network.ops)} | dict.fromkeys(network.inputs, -1)
     waits = []
     for index, op in enumerate(network.ops):
         wait = LONG_AGO
         for name, other in placed.items():
-            if name == network.output or not overlap(placed[op.output], other):
+            if name in network.outputs or not overlap(placed[op.output], other):
                 continue
             done = sections[uses[name]].last
             wait = max(wait, done if made[name] < index else done - total)

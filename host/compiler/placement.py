@@ -145,7 +145,7 @@ def last_uses(network: Network) -> dict[str, int]:
         uses.update(dict.fromkeys((op.output, *inputs_of(op)), index))
         if op.requantize is not None and op.requantize.residual is not None:
             uses[op.requantize.residual] = index
-    uses[network.output] = len(network.ops)
+    uses.update(dict.fromkeys(network.outputs, len(network.ops)))
     return uses
 
 
@@ -191,7 +191,9 @@ def place(network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry)
     are placed first.
     """
     failure = None
-    for method, (spare, exclusive) in product((in_order, by_size), ((1, True), (0, True), (0, False))):
+    # Of several outputs only the last is surely made behind the last picture's stores.
+    ways = ((1, False), (0, False)) if network.more_outputs else ((1, True), (0, True), (0, False))
+    for method, (spare, exclusive) in product((in_order, by_size), ways):
         try:
             return method(network, layouts, geometry, spare, exclusive), exclusive
         except CapacityError as error:
@@ -224,7 +226,8 @@ def in_order(
         placed[name] = Placement(layouts[name], address)
         alive.append(name)
 
-    put(network.input, "input")
+    for name in network.inputs:
+        put(name, "input")
     if exclusive:
         put(network.output, "output")
     always = list(alive) if exclusive else []
@@ -240,8 +243,8 @@ def by_size(
 ) -> dict[str, Placement]:
     """First fit, the largest tensor first, beside those that live at the same time."""
     uses = last_uses(network)
-    made = {op.output: index for index, op in enumerate(network.ops)} | {network.input: -1}
-    always = {network.input, network.output} if exclusive else set()
+    made = {op.output: index for index, op in enumerate(network.ops)} | dict.fromkeys(network.inputs, -1)
+    always = {*network.inputs, network.output} if exclusive else set()
     placed: dict[str, Placement] = {}
 
     def together(one: str, other: str) -> bool:

@@ -44,8 +44,8 @@ def steps_of(layers: list[Layer]) -> int:
 def schedule(network: Network, placed: dict[str, Placement], geometry: Geometry) -> list[Layer]:
     """Every operator's tasks and epochs."""
     limit = sections_limit(len(network.ops), network.name)
-    source = placed[network.input].layout
-    written = {network.input: np.full((source.channels, source.plane_words), LONG_AGO)}
+    given = {name: placed[name].layout for name in network.inputs}
+    written = {name: np.full((layout.channels, layout.plane_words), LONG_AGO) for name, layout in given.items()}
     layers: list[Layer] = []
     load = [0] * geometry.groups
     for op in network.ops:

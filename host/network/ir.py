@@ -243,6 +243,17 @@ class Network:
     preprocessing: Preprocessing | None = None
     input_order: InputOrder | None = None  # None: the model's input is (N, C, H, W)
     tail: OutputTail | None = None  # None: its output is (N, C, H, W), or flat
+    # Of a part of a network (host/network/stages.py): what is given beside `input`, and handed out beside `output`.
+    more_inputs: tuple[str, ...] = ()
+    more_outputs: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.input, *self.more_inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.output, *self.more_outputs
 
     def model_input(self, images: np.ndarray) -> np.ndarray:
         """The model's own float32 input that integer images (N, C, H, W) stand for."""

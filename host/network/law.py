@@ -31,10 +31,11 @@ def check(network: Network) -> Network:
             raise IRError(f"{network.name}: {op}: {text}")
 
     tensors = network.tensors
-    require(network.input in tensors, "input", f"tensor {network.input!r} is not described")
+    for name in network.inputs:
+        require(name in tensors, "input", f"tensor {name!r} is not described")
     require(1 <= tensors[network.input].bits <= 8, "input", f"must have 1 to 8 bits, not {tensors[network.input].bits}")
     require(len(network.ops) > 0, "network", "must have at least one operator")
-    known = {network.input}
+    known = set(network.inputs)
     for op in network.ops:
         for name in (*inputs_of(op), op.output):
             require(name in tensors, op.name, f"tensor {name!r} is not described")
@@ -70,7 +71,8 @@ def check(network: Network) -> Network:
         else:
             check_requantize(op.requantize, op, tensors, known, require)
         known.add(op.output)
-    require(network.output in known, "output", f"tensor {network.output!r} is not computed")
+    for name in network.outputs:
+        require(name in known, "output", f"tensor {name!r} is not computed")
     channels = tensors[network.output].shape.channels
     for label, array in (("output_scale", network.output_scale), ("output_offset", network.output_offset)):
         require(array.shape == (channels,), "output", f"{label} must have shape ({channels},), not {array.shape}")

@@ -14,7 +14,7 @@ That needs operators that do the same everywhere: a global pool, or a matrix pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
@@ -36,43 +36,50 @@ class Reach:
     after: int = 0
 
 
+@dataclass(frozen=True)
+class AxisCuts:
+    """One way to cut one axis: by tensor a patch's size and the whole's cuts."""
+
+    sizes: dict[str, int]
+    cuts: dict[str, Cuts]
+
+
 def tilings(network: Network, fits: Callable[[Network], bool]) -> Iterator[tuple[Network, dict[str, Tiling]]]:
     """The ways to cut pictures such that a patch `fits`, those with the least work first: the network of one patch, and
     how each tensor's patches make the whole. None of a patch that contains one that does not fit is tried."""
-    source = network.tensors[network.input].shape
-    found = []
-    for rows, columns in product(axis_cuts(network, 0), axis_cuts(network, 1)):
-        (height, of_rows), (width, of_columns) = rows, columns
-        patches = len(of_rows[network.input]) * len(of_columns[network.input])
-        if patches > 1:
-            found.append((patches * height * width, height, width, of_rows, of_columns))
+    name = network.input
+    ways = [way for way in product(axis_cuts(network, 0), axis_cuts(network, 1)) if jobs_of(name, *way) > 1]
     too_large: list[tuple[int, int]] = []
-    for _, height, width, of_rows, of_columns in sorted(found, key=lambda way: way[0]):
-        if any(height >= rows and width >= columns for rows, columns in too_large):
+    for rows, columns in sorted(ways, key=lambda way: jobs_of(name, *way) * way[0].sizes[name] * way[1].sizes[name]):
+        height, width = rows.sizes[name], columns.sizes[name]
+        if any(height >= other_height and width >= other_width for other_height, other_width in too_large):
             continue
-        patch = cropped(network, Shape(source.channels, height, width))
+        patch = cropped(network, rows.sizes, columns.sizes)
         if not fits(patch):
             too_large.append((height, width))
             continue
-        yield patch, {name: Tiling(of_rows[name], of_columns[name]) for name in network.tensors}
+        yield patch, {name: Tiling(rows.cuts[name], columns.cuts[name]) for name in network.tensors}
 
 
-def axis_cuts(network: Network, axis: int) -> list[tuple[int, dict[str, Cuts]]]:
-    """For each number of patches along an axis, the smallest size that they can have, and each tensor's cuts; only the
-    whole, if the network cannot be cut there."""
-    size = network.tensors[network.input].shape[1 + axis]
-    whole = {name: Cuts((0,), (0, tensor.shape[1 + axis])) for name, tensor in network.tensors.items()}
-    ways: list[tuple[int, dict[str, Cuts]]] = [(size, whole)]
+def jobs_of(name: str, rows: AxisCuts, columns: AxisCuts) -> int:
+    return len(rows.cuts[name]) * len(columns.cuts[name])
+
+
+def axis_cuts(network: Network, axis: int) -> list[AxisCuts]:
+    """For each number of patches along an axis, the cuts into the smallest that they can be; only the whole, if the
+    network cannot be cut there."""
+    whole = {name: tensor.shape[1 + axis] for name, tensor in network.tensors.items()}
+    ways = [AxisCuts(whole, {name: Cuts((0,), (0, size)) for name, size in whole.items()})]
     paces = paces_of(network, axis)
     if paces is None:
         return ways
+    size = smallest = whole[network.input]
     step = lcm(*(pace.denominator for pace in paces.values()))
-    smallest = size
     for count in range(2, MOST_PATCHES + 1):
         for extent in range(-(-size // count) // step * step + size % step, smallest, step):
-            cuts = cuts_of(network, axis, extent, count, step)
-            if cuts is not None:
-                ways.append((extent, cuts))
+            way = cuts_of(network, axis, extent, count, step, paces)
+            if way is not None:
+                ways.append(way)
                 smallest = extent
                 break
         else:
@@ -81,29 +88,47 @@ def axis_cuts(network: Network, axis: int) -> list[tuple[int, dict[str, Cuts]]]:
 
 
 def paces_of(network: Network, axis: int) -> dict[str, Fraction] | None:
-    """Of every tensor its elements for each of the input's; None if an operator does not the same everywhere."""
+    """Of every tensor its elements for each of the input's; None if an operator does not the same everywhere.
+
+    Those of further inputs follow from what they are added to.
+    """
     paces = {network.input: Fraction(1)}
-    for op in network.ops:
-        terms = op.terms if isinstance(op, Conv) else (op,)
-        own = {paces[term.input] / term.stride[axis] * term.zoom[axis] for term in terms}
-        if op.requantize is not None and op.requantize.residual is not None:
-            own.add(paces[op.requantize.residual])
-        if len(own) > 1:
-            return None
-        paces[op.output] = own.pop()
-    return paces
+    known = 0
+    while known < len(paces):
+        known = len(paces)
+        for op in (*network.ops, *reversed(network.ops)):
+            ratios = {term.input: Fraction(term.zoom[axis], term.stride[axis]) for term in terms_of(op)}
+            if op.requantize is not None and op.requantize.residual is not None:
+                ratios[op.requantize.residual] = Fraction(1)
+            own = {paces[name] * ratio for name, ratio in ratios.items() if name in paces}
+            own |= {paces[op.output]} if op.output in paces else set()
+            if len(own) > 1:
+                return None
+            for pace in own:
+                paces[op.output] = pace
+                paces |= {name: pace / ratio for name, ratio in ratios.items()}
+    return paces if len(paces) == len(network.tensors) else None
 
 
-def cuts_of(network: Network, axis: int, extent: int, count: int, step: int) -> dict[str, Cuts] | None:
-    """Each tensor's cuts for so many patches of that extent, whose places are multiples of `step`; None if they do not
-    provide all of every tensor."""
+def terms_of(op: Conv | Pool) -> tuple[Term | Pool, ...]:
+    return op.terms if isinstance(op, Conv) else (op,)
+
+
+def cuts_of(
+    network: Network, axis: int, extent: int, count: int, step: int, paces: Mapping[str, Fraction]
+) -> AxisCuts | None:
+    """The cuts for so many patches whose input has that extent, and whose places are multiples of `step`; None if they
+    do not provide all of every tensor."""
     whole = network.tensors[network.input].shape[1 + axis]
-    sizes = sizes_of(network, axis, extent)
-    if sizes is None or extent >= whole:
+    if extent >= whole:
+        return None
+    spared = {name: (whole - extent) * paces[name] for name in network.inputs}
+    sizes = sizes_of(network, axis, {name: network.tensors[name].shape[1 + axis] - own for name, own in spared.items()})
+    if sizes is None:
         return None
     origins = [step * round(number * (whole - extent) / step / (count - 1)) for number in range(count)]
     found = {}
-    for name, reach in reaches_of(network, axis, sizes).items():
+    for name, reach in reaches_of(network, axis, sizes, paces).items():
         size, own = network.tensors[name].shape[1 + axis], sizes[name]
         if size - own != (whole - extent) * reach.pace:
             return None
@@ -113,15 +138,16 @@ def cuts_of(network: Network, axis: int, extent: int, count: int, step: int) -> 
         if any(end < begin for begin, end in zip(begins[1:], ends, strict=True)) or sorted(begins) != list(begins):
             return None
         found[name] = Cuts(offsets, begins)
-    return found
+    return AxisCuts(sizes, found)
 
 
-def sizes_of(network: Network, axis: int, extent: int) -> dict[str, int] | None:
-    """The size of every tensor of a patch of that extent; None if a window does not fit."""
-    sizes = {network.input: extent}
+def sizes_of(network: Network, axis: int, given: Mapping[str, Fraction]) -> dict[str, int] | None:
+    """The size of every tensor of a patch whose inputs have these; None if they are none, or a window does not fit."""
+    if any(size < 1 or size.denominator > 1 for size in given.values()):
+        return None
+    sizes = {name: int(size) for name, size in given.items()}
     for op in network.ops:
-        terms = op.terms if isinstance(op, Conv) else (op,)
-        own = {map_of(term, Shape(1, sizes[term.input], sizes[term.input]))[axis] for term in terms}
+        own = {map_of(term, Shape(1, sizes[term.input], sizes[term.input]))[axis] for term in terms_of(op)}
         if op.requantize is not None and op.requantize.residual is not None:
             own.add(sizes[op.requantize.residual])
         if len(own) > 1 or min(own) < 1:
@@ -130,12 +156,15 @@ def sizes_of(network: Network, axis: int, extent: int) -> dict[str, int] | None:
     return sizes
 
 
-def reaches_of(network: Network, axis: int, sizes: dict[str, int]) -> dict[str, Reach]:
+def reaches_of(
+    network: Network, axis: int, sizes: Mapping[str, int], paces: Mapping[str, Fraction]
+) -> dict[str, Reach]:
     """How far from a patch's edges every tensor is wrong, if the picture goes on there."""
-    reaches = {network.input: Reach(Fraction(1))}
+    reaches = {name: Reach(paces[name]) for name in network.inputs}
     for op in network.ops:
-        terms = op.terms if isinstance(op, Conv) else (op,)
-        own = [reach_behind(term, axis, reaches[term.input], sizes[term.input], sizes[op.output]) for term in terms]
+        own = [
+            reach_behind(term, axis, reaches[term.input], sizes[term.input], sizes[op.output]) for term in terms_of(op)
+        ]
         if op.requantize is not None and op.requantize.residual is not None:
             own.append(reaches[op.requantize.residual])
         before, after = max(reach.before for reach in own), max(reach.after for reach in own)
@@ -157,11 +186,10 @@ def reach_behind(term: Conv | Pool | Term, axis: int, source: Reach, size: int, 
     return Reach(pace, before, after)
 
 
-def cropped(network: Network, source: Shape) -> Network:
-    """The network of pictures of another size, which `sizes_of` must know."""
-    tensors = {network.input: replace(network.tensors[network.input], shape=source)}
-    for op in network.ops:
-        whole = network.tensors[op.output]
-        shape = Shape(whole.shape.channels, *map_of(op, tensors[op.input].shape))
-        tensors[op.output] = replace(whole, shape=shape)
+def cropped(network: Network, heights: Mapping[str, int], widths: Mapping[str, int]) -> Network:
+    """The network of pictures of another size; these are all tensors'."""
+    tensors = {
+        name: replace(tensor, shape=Shape(tensor.shape.channels, heights[name], widths[name]))
+        for name, tensor in network.tensors.items()
+    }
     return replace(network, tensors=tensors)

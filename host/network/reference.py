@@ -12,7 +12,7 @@ positive and the most negative sum below 2^23 each, so every partial sum is an i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -40,11 +40,15 @@ Progress = Callable[[int, int], None]
 
 
 def run(
-    network: Network, images: np.ndarray, keep: str = "all", progress: Progress | None = None
+    network: Network,
+    images: np.ndarray,
+    keep: str = "all",
+    progress: Progress | None = None,
+    given: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Every tensor of `network` (or with `keep="output"` only its output) for integer `images` (N, C, H, W).
 
-    `progress(done, total)` is called with numbers of pictures.
+    `progress(done, total)` is called with numbers of pictures. `given` has the values of `more_inputs`.
     """
     if keep not in ("all", "output"):
         raise ValueError(f"keep must be 'all' or 'output', not {keep!r}")
@@ -59,8 +63,11 @@ def run(
     for part in chunks(network, len(images)):
         pixels = np.ascontiguousarray(images[part].transpose(1, 0, 2, 3))
         values: dict[str, np.ndarray] = {network.input: pixels.astype(storage_type(network.tensors[network.input]))}
-        if network.input in results:
-            results[network.input][part] = images[part]
+        for name in network.more_inputs:
+            values[name] = np.ascontiguousarray((given or {})[name][part].transpose(1, 0, 2, 3))
+        for name in network.inputs:
+            if name in results:
+                results[name][part] = values[name].transpose(1, 0, 2, 3)
         for index, op in enumerate(network.ops):
             values[op.output] = execute(op, values, network.tensors)
             if op.output in results:

@@ -10,14 +10,14 @@ the same everywhere, a pool over the whole map, say, may be one that runs whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 
 import numpy as np
 
-from sentei.host.network.ir import WIDE, Network
+from sentei.host.network.ir import Network
 from sentei.host.network.patches import tilings
 from sentei.host.network.reference import operands
 from sentei.overlay.layout import Tiling
@@ -33,33 +33,40 @@ class Way:
     cycles: float
 
 
-def divisions(network: Network) -> list[int]:
-    """Numbers of operators before which one tensor is all that later ones read; 0 and the number of all, too."""
-    last = {name: index for index, op in enumerate(network.ops) for name in operands(op)}
-    last[network.output] = len(network.ops)
-    places, living = [0], {network.input}
-    for index, op in enumerate(network.ops[:-1]):
-        living = {name for name in {*living, op.output} if last.get(name, -1) > index}
-        if living == {op.output} and network.tensors[op.output].bits != WIDE:
-            places.append(index + 1)
-    return [*places, len(network.ops)]
+def divisions(network: Network, most: int = 1) -> list[int]:
+    """Numbers of operators before which later ones read no more than `most` tensors; 0 and the number of all, too."""
+    counts = [len(living(network, place)) for place in range(len(network.ops))]
+    return [0, *(place for place, count in enumerate(counts) if place and count <= most), len(network.ops)]
+
+
+def living(network: Network, place: int) -> list[str]:
+    """The tensors made before the operator of that number, or given, that it or later ones read, in order of making."""
+    made = (network.input, *(op.output for op in network.ops[:place]))
+    read = {network.output} | {name for op in network.ops[place:] for name in operands(op)}
+    return [name for name in made if name in read]
 
 
 def part_of(network: Network, first: int, end: int) -> Network:
-    """Its operators from number `first` up to `end`, both of `divisions`, as a network."""
+    """Its operators from number `first` up to `end`, both of `divisions`, as a network. What it is given and hands out,
+    besides one tensor each, is in `more_inputs` and `more_outputs`."""
     ops = network.ops[first:end]
-    source = network.input if first == 0 else network.ops[first - 1].output
+    made, read = [op.output for op in ops], {name for op in ops for name in operands(op)}
+    given = [name for name in living(network, first) if name in read]
+    *others, output = [name for name in living(network, end) if name in made]
     part = replace(
         network,
         ops=ops,
-        input=source,
-        tensors={name: network.tensors[name] for name in (source, *(op.output for op in ops))},
+        input=given[-1],
+        more_inputs=tuple(given[:-1]),
+        output=output,
+        more_outputs=tuple(others),
+        tensors={name: network.tensors[name] for name in (*given, *made)},
     )
-    if end == len(network.ops):
+    if output == network.output:
         return part
-    output = network.tensors[ops[-1].output]
-    channels = np.ones(output.shape.channels, np.float32)
-    return replace(part, output=output.name, output_scale=channels * output.scale, output_offset=channels * 0)
+    tensor = network.tensors[output]
+    channels = np.ones(tensor.shape.channels, np.float32)
+    return replace(part, output_scale=channels * tensor.scale, output_offset=channels * 0)
 
 
 def ways(part: Network, fits: Callable[[Network], bool]) -> Iterator[tuple[Network, dict[str, Tiling]]]:
@@ -70,10 +77,9 @@ def ways(part: Network, fits: Callable[[Network], bool]) -> Iterator[tuple[Netwo
         yield from tilings(part, fits)
 
 
-def best_stages(network: Network, way: Callable[[int, int], Way | None]) -> list[Way] | None:
-    """The stages that take the fewest cycles together; `way` is the best one for the operators from one of `divisions`
-    to another. None if there are none."""
-    places = divisions(network)
+def best_stages(places: Sequence[int], way: Callable[[int, int], Way | None]) -> list[Way] | None:
+    """The stages that take the fewest cycles together; `way` is the best one for the operators from one of `places` to
+    another. None if there are none."""
     reached: dict[int, tuple[float, int]] = {0: (0.0, 0)}  # by place: cycles, the place before
     for end in places[1:]:
         best = (inf, 0)

@@ -156,6 +156,8 @@ def test_an_image_is_aligned_and_says_its_size(classifier):
 
 def test_only_classifiers_fit_into_an_image(classifier):
     _, program, pictures = classifier
-    batched = with_stage(program, input=replace(program.input, pictures=2))
+    batched = with_stage(
+        program, inputs=(replace(program.stages[0].inputs[0], layout=replace(program.input, pictures=2)),)
+    )
     with pytest.raises(InputError, match="one picture a job"):
         memory_image(batched, pictures, NAMES)

@@ -74,8 +74,9 @@ def small_program(geometry=PRESETS["8x8"], data=bytes(16), **changes) -> Program
         prologue=0,
         body=0,
         trace=0,
-        input=layout,
-        output=TensorInfo("y", layout, 0),
+        inputs=(TensorInfo("x", layout, 0),),
+        input_bytes=layout.words * geometry.word_bytes,
+        outputs=(TensorInfo("y", layout, 0),),
         output_bytes=layout.words * geometry.word_bytes,
         trace_tensors=(),
         trace_bytes=0,
@@ -302,9 +303,8 @@ def test_unknown_fields_are_refused(program):
 def test_fields_of_a_wrong_type_are_refused(program, value):
     for name in ("fingerprint", "geometry", "stages"):
         refused(with_header(program, lambda values, name=name: values | {name: value}), "does not describe a program")
-    for name in ("input", "output", "trace_tensors", "layers", "output_bytes", "body", "data_offset", "tiling"):
-        empty = ([], {}, None) if name == "tiling" else ([], {}) if name in ("trace_tensors", "layers") else ()
-        if value in empty:
+    for name in ("inputs", "outputs", "trace_tensors", "layers", "output_bytes", "body", "data_offset"):
+        if value in ([], {}) and name in ("trace_tensors", "layers"):
             continue
         change = of_stage(lambda values, name=name: values | {name: value})
         refused(with_header(program, change), "does not describe a program")
@@ -327,7 +327,10 @@ def test_sizes_that_do_not_fit_the_data_are_refused(program):
 
 def test_stages_that_do_not_follow_one_another_are_refused(program):
     twice = with_header(program, lambda values: values | {"stages": values["stages"] * 2})
-    refused(twice, "a stage takes (1, 10, 12), the one before it makes")
+    assert Program.from_bytes(twice).jobs == 2, "both take the picture"
+    second = dict(program.stages[0].to_dict(), inputs=[{**program.stages[0].to_dict()["inputs"][0], "name": "else"}])
+    unknown = with_header(program, lambda values: values | {"stages": [*values["stages"], second]})
+    refused(unknown, "a stage takes 'else', which none before it makes")
 
 
 def test_other_formats_are_refused_with_both_fingerprints(program):
@@ -384,7 +387,7 @@ def test_pictures_of_every_integer_type_pack_alike(program, dtype):
 
 
 def test_signed_pictures_have_their_own_range():
-    program = with_stage(SMALLEST, input=replace(SMALLEST.input, signed=True))
+    program = with_stage(SMALLEST, inputs=(TensorInfo("x", replace(SMALLEST.input, signed=True), 0),))
     for value in (-8, 7):
         program.pack_input(np.full((1, 2, 3, 4), value))
     for value in (-9, 8):

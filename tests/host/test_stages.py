@@ -21,23 +21,30 @@ from sentei.overlay.program import Program
 GEOMETRY = PRESETS["8x8"]
 
 
+def run_part(network, tensors):
+    """The reference on a part of a network."""
+    return reference.run(network, tensors[network.input], given=tensors)
+
+
+@pytest.mark.parametrize("most", [1, 6])
 @pytest.mark.parametrize("seed", seeds(30, 1000))
-def test_parts_that_follow_one_another_are_the_whole(seed):
+def test_parts_that_follow_one_another_are_the_whole(seed, most):
     network, images = network_with_tail(seed)
     whole = reference.run(network, images)
-    places = divisions(network)
-    assert places[0] == 0 and places[-1] == len(network.ops)
-    values = images
+    places = divisions(network, most)
+    assert places == sorted(set(places)) and places[0] == 0 and places[-1] == len(network.ops)
+    tensors = {network.input: images}
     for first, end in pairwise(places):
         part = part_of(network, first, end)
-        found = reference.run(part, values)
+        found = run_part(part, tensors)
         for name, own in found.items():
             np.testing.assert_array_equal(own, whole[name], err_msg=f"seed {seed}: {name}")
-        values = found[part.output]
+        tensors |= {name: found[name] for name in part.outputs}
 
 
+@pytest.mark.parametrize("most", [1, 6])
 @pytest.mark.parametrize("seed", seeds(30, 1000))
-def test_stages_in_patches_are_the_whole(seed):
+def test_stages_in_patches_are_the_whole(seed, most):
     network, images = network_with_tail(seed)
     rng = np.random.default_rng(seed)
     small = replace(GEOMETRY, activation_words=int(rng.choice([128, 256, 512])))
@@ -49,15 +56,17 @@ def test_stages_in_patches_are_the_whole(seed):
         return None if job is None else Way(part, job, cuts, float(rng.random()))
 
     whole = reference.run(network, images)
-    values = images
-    for stage in best_stages(network, way) or []:
-        tiling = stage.cuts.get(stage.part.input)
-        shape = stage.job.tensors[stage.job.input].shape
-        found = reference.run(stage.job, tiling.cut(values, *shape[1:]) if tiling else values)
-        joined = {name: stage.cuts[name].join(own) if tiling else own for name, own in found.items()}
+    tensors = {network.input: images}
+    for stage in best_stages(divisions(network, most), way) or []:
+        given = {name: tensors[name] for name in stage.part.inputs}
+        if stage.cuts:
+            sizes = {name: stage.job.tensors[name].shape[1:] for name in given}
+            given = {name: stage.cuts[name].cut(own, *sizes[name]) for name, own in given.items()}
+        found = run_part(stage.job, given)
+        joined = {name: stage.cuts[name].join(own) if stage.cuts else own for name, own in found.items()}
         for name, own in joined.items():
             np.testing.assert_array_equal(own, whole[name], err_msg=f"seed {seed}: {name}")
-        values = joined[stage.part.output]
+        tensors |= {name: joined[name] for name in stage.part.outputs}
 
 
 def test_the_cheapest_stages_are_found():
@@ -73,7 +82,7 @@ def test_the_cheapest_stages_are_found():
             part = part_of(network, first, end)
             return Way(part, part, {}, costs[first, end]) if (first, end) in costs else None
 
-        found = best_stages(network, way)
+        found = best_stages(places, way)
         inner = places[1:-1]
         chains = (
             [places[0], *(place for number, place in enumerate(inner) if pick >> number & 1), places[-1]]

@@ -1,6 +1,9 @@
 """Pictures in patches, and networks in stages, on the Verilated engine of the smallest board: every layer, joined, is
 the reference's; streams, traces, cycles."""
 
+from functools import partial
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -13,8 +16,10 @@ from helpers.tiers import seeds
 
 from sentei.driver import EngineError, SenteiOverlay
 from sentei.host.apps.measure import benchmark, first_difference
-from sentei.host.compiler.compile import compile_network
+from sentei.host.compiler.compile import compile_network, compile_stage, linked
+from sentei.host.compiler.placement import fits
 from sentei.host.network import reference
+from sentei.host.network.stages import divisions, part_of, ways
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.registers import REGISTERS
 
@@ -46,6 +51,21 @@ def test_every_layer_is_the_references(overlay, seed, draw):
     network, images, program = in_patches(seed, overlay.manifest.geometry, draw)
     overlay.load(program)
     overlay.device.simulator.stall_memory(seed + 1 if seed % 3 == 0 else 0)
+    assert first_difference(overlay, network, images) is None, f"seed {seed}: {describe(network)}"
+
+
+@pytest.mark.parametrize("seed", seeds(6, 300))
+def test_every_operator_may_be_a_stage_of_its_own(overlay, seed):
+    """Then several tensors lie between stages."""
+    geometry = overlay.manifest.geometry
+    network, images, _ = in_patches(seed, geometry, network_with_tail)
+    parts = [part_of(network, *ends) for ends in pairwise(divisions(network, len(network.ops)))]
+    assert len(parts) == len(network.ops)
+    stages = []
+    for part in parts:
+        job, cuts = next(ways(part, partial(fits, geometry=geometry)))
+        stages.append(compile_stage(part, job, cuts, geometry, 1))
+    overlay.load(linked(network, stages, geometry))
     assert first_difference(overlay, network, images) is None, f"seed {seed}: {describe(network)}"
 
 
