@@ -72,12 +72,26 @@ def large_network(seed: int, largest: int = 60) -> tuple[Network, np.ndarray]:
 
 
 def network_with_tail(seed: int, largest: int = 60) -> tuple[Network, np.ndarray]:
-    """The same, a pool over the whole map behind it, and a matrix product: no patch can do these."""
+    """The same, and behind it a path down and up, beside which there is a shorter one; a pool over the whole map, and a
+    matrix product: no patch can do these."""
     network, images = large_network(seed, largest)
     rng = np.random.default_rng([seed, 1])
-    ops, tensors = network.ops[:-1], {name: of for name, of in network.tensors.items() if name != network.output}
+    ops, tensors = list(network.ops[:-1]), {name: of for name, of in network.tensors.items() if name != network.output}
     name = ops[-1].output if ops else network.input
     channels, *extents = tensors[name].shape
+
+    def add(op: Conv | Pool, bits: int = 4) -> None:
+        shape = Shape(len(op.weights) if isinstance(op, Conv) else channels, *map_of(op, tensors[op.input].shape))
+        tensors[op.output] = Tensor(op.output, shape, bits, bool(rng.random() < 0.4))
+        ops.append(replace(op, requantize=random_requantize(rng, op, tensors, None)))
+
+    beside = Term(name, random_weights(rng, (channels, tensors[name].shape.channels, 1, 1), 4, 8))
+    own = (channels, channels)
+    add(Conv("down", name, "down", random_weights(rng, (*own, 3, 3), 4, 8), (2, 2), Pads(1, 1, 1, 1)))
+    add(Pool("up", "down", "up", "sum", (1, 1), zoom=(2, 2)))
+    kernel = tuple(1 + extent % 2 for extent in extents)
+    add(Conv("both", "up", "both", random_weights(rng, (*own, *kernel), 4, 8), addends=(beside,)))
+    name = "both"
     pool = Pool("mean", name, "mean", "sum", tuple(extents))
     tensors["mean"] = Tensor("mean", Shape(channels, 1, 1), 4, False)
     pool = replace(pool, requantize=random_requantize(rng, pool, tensors, None))
