@@ -239,8 +239,8 @@ def sums_whole_plane(op: Conv | Pool, source: PlaneLayout) -> bool:
     )
 
 
-def tiles_of(op: Conv | Pool, placed: dict[str, Placement]) -> tuple[list[Tile], list[int] | None]:
-    """An operator's tiles; and, if it sums whole planes, the words that it sums."""
+def tiles_of(op: Conv | Pool, placed: dict[str, Placement], most_classes: int) -> tuple[list[Tile], list[int] | None]:
+    """An operator's tiles, of at most so many classes; and, if it sums whole planes, the words that it sums."""
     source, target = placed[op.input], placed[op.output]
     if sums_whole_plane(op, source.layout):
         return whole_plane_tiles(source.layout, target.layout)
@@ -250,7 +250,7 @@ def tiles_of(op: Conv | Pool, placed: dict[str, Placement]) -> tuple[list[Tile],
         return single_pixel_tiles(layouts, target.layout), None
     if any(is_single_pixel(layout) for layout in layouts) and target.layout.pictures > 1:
         raise CapacityError(f"{op.name}: enlarges a map of one pixel, which no batch can; compile for single pictures")
-    limit = CLASSES if op.requantize is not None else 1  # the host corrects all sums of a channel by one number
+    limit = most_classes if op.requantize is not None else 1  # the host corrects all sums of a channel by one number
     return window_tiles(layouts, target.layout, terms, coordinates(op), limit), None
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from sentei.host.compiler.emit import Emitter, aligned
 from sentei.host.compiler.pack import pack_streams
 from sentei.host.compiler.placement import Placement, fits, placements
 from sentei.host.compiler.plan import plan_streams
-from sentei.host.compiler.schedule import Layer, schedule, steps_of
+from sentei.host.compiler.schedule import Layer, load_cycles, schedule, steps_of
 from sentei.host.compiler.steps import weight_digits
 from sentei.host.network.ir import Conv, Network, Pool, Tensor, accumulator_range, residual_codes
 from sentei.host.network.law import check
@@ -85,18 +85,22 @@ def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerIn
     return LayerInfo(op.name, f"conv {kernel}", op.output, macs, dense, macs / geometry.array_macs)
 
 
-def fewest_steps(network: Network, geometry: Geometry, batch: int) -> tuple[dict[str, Placement], bool, list[Layer]]:
-    """The placement that the array needs the fewest steps for, as `placements` gives it, and the schedule."""
-    found, failure = [], None
-    for placed, exclusive in placements(network, geometry, batch):
+def fastest(network: Network, geometry: Geometry, batch: int) -> tuple[dict[str, Placement], bool, list[Layer]]:
+    """The placement that takes the fewest cycles, as `placements` gives it, and the schedule: steps of the array, and
+    loads of streams that do not stay on chip."""
+    found: list[tuple[dict[str, Placement], bool, list[Layer]]] = []
+    failure = None
+    for (placed, exclusive), short_streams in product(placements(network, geometry, batch), (False, True)):
+        if short_streams and (not found or not load_cycles(found[-1][2], geometry)):
+            continue
         try:
-            found.append((placed, exclusive, schedule(network, placed, geometry)))
+            found.append((placed, exclusive, schedule(network, placed, geometry, short_streams)))
         except CapacityError as error:
             failure = failure or error
     if not found:
         assert failure is not None
         raise failure
-    return min(found, key=lambda way: steps_of(way[2]))
+    return min(found, key=lambda way: steps_of(way[2]) + load_cycles(way[2], geometry))
 
 
 def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ...] = (), batch: int = 1) -> Program:
@@ -205,7 +209,7 @@ def compile_stage(
     whole: Network, network: Network, cuts: Mapping[str, Tiling], geometry: Geometry, batch: int
 ) -> tuple[Stage, bytes]:
     """The stage that does `whole`, whose jobs do `network`, the same or one of its patches; and its data."""
-    placed, exclusive, layers = fewest_steps(check(network), geometry, batch)
+    placed, exclusive, layers = fastest(check(network), geometry, batch)
     streams = pack_streams(network, placed, layers, geometry)
     plan = plan_streams(streams, geometry, network)
     emitted = Emitter(network, geometry, placed, exclusive, layers, plan, streams, cuts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from sentei.host.compiler.blocks import blocks_of, tiles_of
+from sentei.host.compiler.blocks import CLASSES, blocks_of, tiles_of
 from sentei.host.compiler.epochs import (
     LONG_AGO,
     Sections,
@@ -18,10 +19,11 @@ from sentei.host.compiler.epochs import (
 )
 from sentei.host.compiler.placement import Placement
 from sentei.host.compiler.tables import Tile
-from sentei.host.compiler.tasks import Task, spread
+from sentei.host.compiler.tasks import HEADER_CYCLES, Task, spread
 from sentei.host.network.ir import Conv, Network, Pool, inputs_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
+from sentei.overlay.instructions import stream_bits
 
 
 @dataclass
@@ -41,8 +43,27 @@ def steps_of(layers: list[Layer]) -> int:
     return sum(max(sum(task.steps for task in tasks) for tasks in layer.shares) for layer in layers)
 
 
-def schedule(network: Network, placed: dict[str, Placement], geometry: Geometry) -> list[Layer]:
-    """Every operator's tasks and epochs."""
+def stream_words_of(layers: list[Layer]) -> list[int]:
+    """Stream words of each operator, of all groups."""
+    return [sum(task.words for tasks in layer.shares for task in tasks) for layer in layers]
+
+
+def load_cycles(layers: list[Layer], geometry: Geometry) -> float:
+    """Cycles that the bus needs for the streams that are loaded for each picture: the largest ones, if they do not all
+    stay on chip."""
+    words = sorted(stream_words_of(layers))
+    room = geometry.groups * geometry.stream_words
+    kept = 0
+    while words and kept + words[0] <= room:
+        kept += words.pop(0)
+    return sum(words) * stream_bits(geometry) / geometry.bus_bits
+
+
+def schedule(
+    network: Network, placed: dict[str, Placement], geometry: Geometry, short_streams: bool = False
+) -> list[Layer]:
+    """Every operator's tasks and epochs. `short_streams`: tiles share steps where that saves the bus more cycles than
+    it costs the array."""
     limit = sections_limit(len(network.ops), network.name)
     given = {name: placed[name].layout for name in network.inputs}
     written = {name: np.full((layout.channels, layout.plane_words), LONG_AGO) for name, layout in given.items()}
@@ -51,7 +72,10 @@ def schedule(network: Network, placed: dict[str, Placement], geometry: Geometry)
     for op in network.ops:
         with naming(network, op):
             first = layers[-1].sections.last if layers else 0
-            tiles, words = tiles_of(op, placed)
+            tiles, words = tiles_of(op, placed, CLASSES)
+            if short_streams and len({tile.parts for tile in tiles}) > 1:
+                alike, _ = tiles_of(op, placed, 1)
+                tiles = min(tiles, alike, key=lambda tiles: cycles_of(op, placed, tiles, geometry))
             needed = needs(tiles, [written[name] for name in inputs_of(op)])
             late = late_channels(needed, first) if isinstance(op, Conv) else np.zeros(needed.shape[1], bool)
             shares: list[list[Task]] = [[] for _ in load]
@@ -69,6 +93,17 @@ def schedule(network: Network, placed: dict[str, Placement], geometry: Geometry)
             last = int(needed.max()) if late.any() else LONG_AGO
             layers.append(Layer(op, tiles, shares, sections, of_tiles, last))
     return layers
+
+
+def cycles_of(op: Conv | Pool, placed: dict[str, Placement], tiles: list[Tile], geometry: Geometry) -> float:
+    """Cycles of the array, and of the bus if the streams are loaded."""
+    cycles = 0.0
+    for parts, count in Counter(tile.parts for tile in tiles).items():
+        late = np.zeros(sum(placed[name].layout.channels for name in inputs_of(op)), bool)
+        for block in blocks_of(op, placed, parts, None, late, geometry):
+            cycles += block.steps * count / geometry.groups
+            cycles += (block.steps + HEADER_CYCLES) * stream_bits(geometry) / geometry.bus_bits
+    return cycles
 
 
 @contextmanager

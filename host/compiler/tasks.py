@@ -22,6 +22,11 @@ class Task:
     def steps(self) -> int:
         return self.block.steps * len(self.tiles)
 
+    @property
+    def words(self) -> int:
+        """Of the stream: its header and the steps of a tile."""
+        return HEADER_CYCLES + self.block.steps
+
 
 def spread(blocks: list[Block], tiles: list[int], load: list[int], geometry: Geometry) -> list[list[Task]]:
     """Shares blocks, each on the same tiles, among groups so that their `load`, which it adds to, comes out even.
