@@ -14,7 +14,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area zoo performance ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f boards resources bridge superres clean
+.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area networks zoo performance ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f boards resources bridge superres clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ bridge: setup ## 1,000 inferences over the serial bridge to a simulated SoC, and
 
 superres: setup ## enlarge a photograph with a network of others on the simulated SoC: build/superres/result.jpg
 	$(VENV)/bin/python scripts/superres.py
+
+networks: setup ## MobileNet, ResNet-18, YOLO, U-Net and others on the simulated engine, in some minutes: reports/networks.json
+	$(VENV)/bin/python scripts/networks.py --output reports/networks.json
 
 zoo: setup ## try networks of others (SENTEI_ZOO=folder of .onnx files): reports/zoo.json, in some minutes
 	$(VENV)/bin/python scripts/zoo.py $(or $(SENTEI_ZOO),$(error SENTEI_ZOO must name a folder of .onnx files)) --output reports/zoo.json

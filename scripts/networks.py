@@ -1,6 +1,6 @@
 """Runs well-known networks, whole, on the simulated engine: exactness, cycles, utilisation: reports/networks.json.
 
-    python scripts/networks.py --output reports/networks.json                        all, about an hour
+    python scripts/networks.py --output reports/networks.json                        all, some minutes
     python scripts/networks.py --output reports/networks.json --only resnet18-dense  one of them
     python scripts/networks.py --model build/vww.onnx --only vww                     the file only, to look at
 
