@@ -24,7 +24,7 @@ from sentei.host.compiler.steps import weight_digits
 from sentei.host.network.ir import Conv, Network, Pool, Tensor, accumulator_range, residual_codes
 from sentei.host.network.law import check
 from sentei.host.network.pixels import pixel_levels
-from sentei.host.network.stages import Way, best_stages, divisions, part_of, ways
+from sentei.host.network.stages import Way, best_stages, part_of, ways
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import stream_bits
@@ -164,18 +164,16 @@ def compile_stages(network: Network, geometry: Geometry) -> list[tuple[Stage, by
     def way(first: int, end: int) -> Way | None:
         return next((way for way in found(first, end) if compiled.get(way, way) is not None), None)
 
-    for most in range(1, MOST_LIVING + 1):
-        places = divisions(network, most)
-        while chosen := best_stages(places, way):
-            for stage in chosen:
-                if stage not in compiled:
-                    try:
-                        compiled[stage] = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1)
-                    except CapacityError:
-                        compiled[stage] = None
-            stages = [compiled[stage] for stage in chosen]
-            if all(stages):
-                return [stage for stage in stages if stage is not None]
+    while chosen := best_stages(network, way, MOST_LIVING):
+        for stage in chosen:
+            if stage not in compiled:
+                try:
+                    compiled[stage] = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1)
+                except CapacityError:
+                    compiled[stage] = None
+        stages = [compiled[stage] for stage in chosen]
+        if all(stages):
+            return [stage for stage in stages if stage is not None]
     return []
 
 
@@ -189,20 +187,23 @@ def estimate(
     def words(tensor: Tensor) -> int:
         return -(-tensor.shape.height * pitch // geometry.lanes)
 
-    array, steps = 0.0, 0.0
+    array, steps, longest = 0.0, 0.0, 0.0  # the steps of one word of each output, of all groups; of one block
     for op in part.ops:
-        of_whole, of_job = part.tensors[op.output], job.tensors[op.output]
-        cycles_a_word = bounds[op.output] * geometry.lanes / (of_whole.shape.height * of_whole.shape.width)
+        of_whole, of_job = part.tensors[op.output].shape, job.tensors[op.output]
+        cycles_a_word = bounds[op.output] * geometry.lanes / (of_whole.height * of_whole.width)
         array += cycles_a_word * words(of_job)
-        steps += cycles_a_word * geometry.groups
-    streams = steps * stream_bits(geometry) / geometry.bus_bits
+        own = cycles_a_word * geometry.groups
+        steps, longest = steps + own, max(longest, own * geometry.group_columns / of_whole.channels)
+    room = geometry.groups * geometry.stream_words
+    kept = steps if steps <= room else room / 2
+    loads = (steps - kept) * stream_bits(geometry) / geometry.bus_bits
     ends = (job.tensors[name] for name in (*job.inputs, *job.outputs))
-    transfers = sum(words(tensor) * tensor.shape.channels * -(-tensor.bits // ACTIVATION_BITS) for tensor in ends)
-    transfers *= 8 * geometry.word_bytes / geometry.bus_bits
-    if steps > geometry.groups * geometry.stream_words:
-        transfers += streams
+    moved = sum(words(tensor) * tensor.shape.channels * -(-tensor.bits // ACTIVATION_BITS) for tensor in ends)
+    moved = moved * 8 * geometry.word_bytes / geometry.bus_bits
+    overlap = 2 * longest <= geometry.stream_words  # the stream memory has room for two blocks
+    cycles = max(array, moved + loads) if overlap else max(array, moved) + loads
     jobs = len(cuts[part.input]) if cuts else 1
-    return streams + jobs * (max(array, transfers) + JOB_CYCLES)
+    return kept * stream_bits(geometry) / geometry.bus_bits + jobs * (cycles + JOB_CYCLES)
 
 
 def compile_stage(

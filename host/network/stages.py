@@ -77,12 +77,34 @@ def ways(part: Network, fits: Callable[[Network], bool]) -> Iterator[tuple[Netwo
         yield from tilings(part, fits)
 
 
-def best_stages(places: Sequence[int], way: Callable[[int, int], Way | None]) -> list[Way] | None:
-    """The stages that take the fewest cycles together; `way` is the best one for the operators from one of `places` to
-    another. None if there are none."""
-    reached: dict[int, tuple[float, int]] = {0: (0.0, 0)}  # by place: cycles, the place before
+def best_stages(network: Network, way: Callable[[int, int], Way | None], most: int) -> list[Way]:
+    """The stages that take the fewest cycles together, with at most so many tensors between them; `way` is the best one
+    for the operators from one number to another. Empty if there are none.
+
+    As few tensors as can be lie between stages, but where more inside one of them save cycles.
+    """
+    for number in range(1, most + 1):
+        coarse = best_places(divisions(network, number), way)
+        if coarse is not None:
+            break
+    else:
+        return []
+    finer = divisions(network, most)
+    stages = []
+    for first, end in pairwise(coarse):
+        inner = best_places([place for place in finer if first <= place <= end], way)
+        assert inner is not None, "at least the stage itself"
+        stages += [way(*ends) for ends in pairwise(inner)]
+    return [stage for stage in stages if stage is not None]
+
+
+def best_places(places: Sequence[int], way: Callable[[int, int], Way | None]) -> list[int] | None:
+    """Those of `places` between which stages take the fewest cycles, the first and the last among them; None if there
+    are none."""
+    begin = places[0]
+    reached: dict[int, tuple[float, int]] = {begin: (0.0, begin)}  # by place: cycles, the place before
     for end in places[1:]:
-        best = (inf, 0)
+        best = (inf, begin)
         for first in reversed(places[: places.index(end)]):
             before, _ = reached[first]
             if before < best[0] and (found := way(first, end)) is not None:
@@ -91,7 +113,6 @@ def best_stages(places: Sequence[int], way: Callable[[int, int], Way | None]) ->
     if reached[places[-1]][0] == inf:
         return None
     chain = [places[-1]]
-    while chain[-1]:
+    while chain[-1] != begin:
         chain.append(reached[chain[-1]][1])
-    chosen = [way(first, end) for first, end in pairwise(reversed(chain))]
-    return [stage for stage in chosen if stage is not None]
+    return chain[::-1]
