@@ -168,7 +168,8 @@ class SenteiOverlay(pynq.Overlay):
         self._activate()
         program = self._loaded
         values = program.checked_input(images)
-        at_a_time = MOST_PICTURES if program.stages[1:] else len(values)
+        at_a_time = MOST_PICTURES // program.pictures * program.pictures if program.stages[1:] else len(values)
+        at_a_time = max(at_a_time, program.pictures)
         parts = []
         for first in range(0, len(values), at_a_time):
             part = values[first : first + at_a_time]
@@ -189,7 +190,7 @@ class SenteiOverlay(pynq.Overlay):
         packed = stage.pack(tensors, word_bytes)
         loading = await self._prepare(stage)
         data = await self._run_jobs(stage, packed, stage.body, self._slots, stage.output_bytes)
-        self._stage_cycles[number] = loading + self._share(stage)
+        self._stage_cycles[number] = loading / program.pictures + self._share(stage)
         return stage.unpack(data, word_bytes)
 
     def _share(self, stage: Stage) -> float:
@@ -209,7 +210,10 @@ class SenteiOverlay(pynq.Overlay):
         self._activate()
         stage, *others = self._loaded.stages
         if others:
-            yield from (self.run(np.asarray([image])).single(0) for image in images)
+            pictures = iter(images)
+            for batch in iter(lambda: list(islice(pictures, self._loaded.pictures)), []):
+                outputs = self.run(np.asarray(batch))
+                yield from (outputs.single(number) for number in range(len(batch)))
             return
         _complete(self._prepare(stage))
         self._on_chip = None

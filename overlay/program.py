@@ -189,8 +189,8 @@ class Program:
     """A compiled model.
 
     A device runs it like this: copy `data` to main memory; then, for each of the `stages`, a job at its `prologue` with
-    the load flag, and a job at its `body` for each batch of `pictures`, or, with a `tiling`, for each patch of a
-    picture. What a stage makes of a picture is the next one's input. With one stage the prologue runs once.
+    the load flag, and a job at its `body` for each picture (or as many as its input has), or, with a `tiling`, for each
+    patch of a picture. What a stage makes of a picture is the next one's input. With one stage the prologue runs once.
     """
 
     name: str
@@ -242,13 +242,13 @@ class Program:
 
     @property
     def pictures(self) -> int:
-        """Pictures of a job."""
-        return self.input.pictures
+        """Pictures of a batch: of a job, or, where stages differ, of the job that has most."""
+        return max(stage.input.pictures for stage in self.stages)
 
     @property
     def jobs(self) -> int:
         """Jobs that `pictures` need, of all stages."""
-        return sum(stage.jobs for stage in self.stages)
+        return sum(stage.jobs * self.pictures // stage.input.pictures for stage in self.stages)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -397,6 +397,8 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
         raise ValueError("it has no stages")
     for stage in program.stages:
         check_stage(stage, program)
+        if program.pictures % stage.input.pictures:
+            raise ValueError(f"a batch of {program.pictures} pictures must be jobs of {stage.input.pictures}")
     made = {tensor.name: tensor for tensor in program.stages[0].inputs[:1]}
     for stage in program.stages:
         for tensor in stage.inputs:
@@ -416,7 +418,7 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
 def meaning_of(tensor: TensorInfo) -> tuple:
     """What must be the same where a tensor is made and where it is taken."""
     layout = tensor.layout
-    return tensor.shape, layout.bits, layout.signed, layout.zero_point, layout.pictures, tensor.correction
+    return tensor.shape, layout.bits, layout.signed, layout.zero_point, tensor.correction
 
 
 def check_stage(stage: Stage, program: Program) -> None:

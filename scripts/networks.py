@@ -7,7 +7,8 @@
 Shapes are those of the papers, activations and weights have 4 bits, pictures 8; weights are random, as none are at hand
 for most. Each is written as a QONNX model and read back as any other. Exact: every element of every layer of a random
 picture is the reference's, on the Verilated gateware. Cycles are those of the engine's control with the same memory
-model, of a picture; in several stages they include what brings each stage's weights on chip.
+model, of a picture; in several stages they include what brings each stage's weights on chip. "batch" is the same for
+BATCH pictures at a time, which share weights that do not stay on chip.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from sentei.overlay.geometry import PRESETS
 GEOMETRY, MEMORY = "32x32", "zynq-hp"
 BITS, PICTURE_BITS = 4, 8
 LEVELS = 1 << BITS
+BATCH = 4
 
 
 class Writer:
@@ -269,9 +271,12 @@ def measure(path: Path, whole: SenteiOverlay, control: SenteiOverlay) -> dict:
     network = load(path)
     with step("compiling"):
         program = compile_network(network, PRESETS[GEOMETRY])
-    with step("one picture on the engine's control"):
+        batch = compile_network(network, PRESETS[GEOMETRY], batch=BATCH)
+    with step("pictures on the engine's control"):
         control.load(program)
         measured = benchmark(control, jobs=1)
+        control.load(batch)
+        shared = benchmark(control, jobs=1)
     with step("every layer of it on the gateware"):
         whole.load(program)
         difference = first_difference(whole, network, random_images(program, 1))
@@ -284,6 +289,12 @@ def measure(path: Path, whole: SenteiOverlay, control: SenteiOverlay) -> dict:
         "utilisation": round(measured.utilisation, 4),
         "memory_bytes": len(program.data),
         "fps_100mhz": round(1e8 / measured.cycles, 1),
+        "batch": {
+            "pictures": batch.pictures,
+            "cycles": round(shared.cycles),
+            "utilisation": round(shared.utilisation, 4),
+            "fps_100mhz": round(1e8 / shared.cycles, 1),
+        },
     }
 
 

@@ -109,7 +109,7 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
 
     `batch` pictures make a job. They share tiles, so small maps leave fewer lanes empty; they need as many times the
     activation memory. A network that it has no room for is done in stages, and these in patches, if need be
-    (host/network/stages.py).
+    (host/network/stages.py): then some of the stages do several pictures a job.
     """
     if batch < 1:
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
@@ -117,9 +117,9 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
     try:
         stages = [compile_stage(network, network, {}, geometry, batch)]
     except CapacityError:
-        if batch > 1 or fits(network, geometry):
+        if fits(network, geometry):
             raise
-        stages = compile_stages(network, geometry)
+        stages = compile_stages(network, geometry, batch)
         if not stages:
             raise
     return linked(network, stages, geometry, classes)
@@ -148,8 +148,9 @@ def linked(
     )
 
 
-def compile_stages(network: Network, geometry: Geometry) -> list[tuple[Stage, bytes]]:
-    """The stages that take the fewest cycles, by estimate, of those that compile; none, if there are none."""
+def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tuple[Stage, bytes]]:
+    """The stages that take the fewest cycles, by estimate, of those that compile; none, if there are none. Those that
+    do a picture whole do as many of a batch at a time as they have room for."""
     bounds = {op.output: layer_info(op, network, geometry).bound_cycles for op in network.ops}
 
     @cache
@@ -173,8 +174,19 @@ def compile_stages(network: Network, geometry: Geometry) -> list[tuple[Stage, by
                     compiled[stage] = None
         stages = [compiled[stage] for stage in chosen]
         if all(stages):
-            return [stage for stage in stages if stage is not None]
+            return [enlarged(way, *stage, geometry, batch) for way, stage in zip(chosen, stages, strict=True) if stage]
     return []
+
+
+def enlarged(way: Way, stage: Stage, data: bytes, geometry: Geometry, batch: int) -> tuple[Stage, bytes]:
+    """The stage with as many pictures a job as it has room for, of the divisors of `batch`."""
+    for pictures in range(batch, 1, -1):
+        if batch % pictures == 0 and not way.cuts:
+            try:
+                return compile_stage(way.part, way.job, way.cuts, geometry, pictures)
+            except CapacityError:
+                continue
+    return stage, data
 
 
 def estimate(

@@ -32,15 +32,15 @@ def overlay(overlay_path):
         yield overlay
 
 
-def in_patches(seed, geometry, draw=large_network):
+def in_patches(seed, geometry, draw=large_network, batch=1):
     """The first of the seed's networks that runs in patches: (network, images, program)."""
     for attempt in range(50):
         network, images = draw(50 * seed + attempt, LARGEST)
         try:
-            program = compile_network(network, geometry)
+            program = compile_network(network, geometry, batch=batch)
         except CapacityError:
             continue
-        if program.jobs > 1:
+        if program.jobs > 1 and program.pictures == batch:
             return network, images, program
     raise AssertionError(f"none of seed {seed}'s networks needs patches, and fits in them")
 
@@ -82,6 +82,20 @@ def test_streams_and_benchmarks_take_patches_as_pictures(overlay, draw):
     measured = benchmark(overlay)
     assert measured.cycles == overlay.picture_cycles >= program.stages[-1].jobs * overlay.last_cycles
     assert 0 < measured.utilisation < 1
+
+
+@pytest.mark.parametrize("seed", seeds(3, 100))
+def test_stages_that_are_whole_take_several_pictures_a_job(overlay, seed):
+    network, images, program = in_patches(seed, overlay.manifest.geometry, network_with_tail, batch=4)
+    assert {stage.input.pictures for stage in program.stages if stage.jobs > 1} <= {1}
+    assert program.jobs == sum(stage.jobs * 4 // stage.input.pictures for stage in program.stages)
+    images = np.concatenate([images, images[::-1], images[:1]])
+    overlay.load(program)
+    assert first_difference(overlay, network, images) is None, f"seed {seed}: {describe(network)}"
+    expected = reference.run(network, images)[network.output]
+    assert np.array_equal(overlay.run(images), expected)
+    assert np.array_equal(np.stack(list(overlay.stream(iter(images)))), expected)
+    assert benchmark(overlay).cycles == overlay.picture_cycles
 
 
 def test_a_run_behind_an_error_begins_with_the_first_stage(overlay):
