@@ -8,7 +8,7 @@ Shapes are those of the papers, activations and weights have 4 bits, pictures 8;
 for most. Each is written as a QONNX model and read back as any other. Exact: every element of every layer of a random
 picture is the reference's, on the Verilated gateware. Cycles are those of the engine's control with the same memory
 model, of a picture; in several stages they include what brings each stage's weights on chip. "batch" is the same for
-BATCH pictures at a time, which share weights that do not stay on chip.
+up to BATCH pictures at a time, which share weights that do not stay on chip.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from sentei.host.apps.measure import benchmark, first_difference, random_images
 from sentei.host.commands.console import say, step
 from sentei.host.compiler.compile import compile_network
 from sentei.host.frontend.importer import load
+from sentei.host.network.ir import Network
+from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
+from sentei.overlay.program import Program
 
 GEOMETRY, MEMORY = "32x32", "zynq-hp"
 BITS, PICTURE_BITS = 4, 8
@@ -267,11 +270,19 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
 }
 
 
+def batch_of(network: Network, size: int) -> Program | None:
+    """The program of so many pictures at a time, if they have room."""
+    try:
+        return compile_network(network, PRESETS[GEOMETRY], batch=size)
+    except CapacityError:
+        return None
+
+
 def measure(path: Path, whole: SenteiOverlay, control: SenteiOverlay) -> dict:
     network = load(path)
     with step("compiling"):
         program = compile_network(network, PRESETS[GEOMETRY])
-        batch = compile_network(network, PRESETS[GEOMETRY], batch=BATCH)
+        batch = next(compiled for size in (BATCH, BATCH // 2, 1) if (compiled := batch_of(network, size)))
     with step("pictures on the engine's control"):
         control.load(program)
         measured = benchmark(control, jobs=1)

@@ -3,7 +3,8 @@
 sentei.v, sentei.lpf --yosys--> sentei.json --nextpnr--> sentei.config --ecppack--> sentei.bit
 
 nextpnr's electrostatic placer (`static`) spreads the cells over the whole device; the analytic one (`heap`) crowds them
-into its middle. router1 heeds timing. On the largest device both need a floorplan (docs/boards.md).
+into its middle. The largest device needs a floorplan, too. router1 heeds timing; there it does not come to an end with
+the last few hundred connections, and router2 does (docs/boards.md).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sentei.gateware.tools.yowasp import ecppack, nextpnr_ecp5, yosys
 # Wide multiplexers cost more LUTs in PFUMX trees than without; boards/ecp5/area.py says why no word is checked.
 SYNTHESIS = "synth_ecp5 -nowidelut -no-rw-check"
 PLACER, ROUTER = "static", "router1"
+ROUTERS = {LARGEST: "router2"}  # other ones, by nextpnr's name of the device
 CELLS = {"luts": "TRELLIS_COMB", "ffs": "TRELLIS_FF", "dsps": "MULT18X18D", "brams": "DP16KD"}
 LIMIT_MINUTES = 60  # for place and route
 SHOW_S = 5  # progress is shown so often
@@ -63,7 +65,7 @@ class ECP5Flow(Flow):
             place_memories(work / f"{NAME}.json", device.geometry)
         options = {
             "--placer": PLACER,
-            "--router": ROUTER,
+            "--router": ROUTERS.get(size_of(platform), ROUTER),
             "--package": package,
             "--speed": speed,
             "--json": f"{NAME}.json",
