@@ -68,7 +68,7 @@ lint: setup ## check style, format and types
 area: setup ## measure the engine's area on an ECP5, block by block, in some minutes
 	$(VENV)/bin/python -m sentei.boards.ecp5.area --json build/area/area.json
 
-ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f: setup ## bitstream for a ULX3S, in 6 to 15 minutes: build/ulx3s-12F, ... (85f: not routed yet)
+ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f: setup ## bitstream for a ULX3S, in 6 to 30 minutes: build/ulx3s-12F, ...
 	$(VENV)/bin/python scripts/boards.py --only ulx3s-$(shell echo $(@:ulx3s-%=%) | tr f F) --output reports/boards.json
 
 boards: setup ## bitstreams for all boards with an ECP5, in some hours: reports/boards.json

@@ -5,8 +5,8 @@
     row of multipliers           ... | lanes 14, 15 | lanes 12, 13
 
 nextpnr's placers find places for the other cells well, but not these: left to them, the multipliers of a lane lie all
-over the device, and with them all that the lane has. On an 85F with 512 MACs these places halve the wires (486k to
-247k, in tiles) and let the clock that is estimated after placement rise from 48 to over 70 MHz.
+over the device, and with them all that the lane has. On an 85F with 512 MACs these places save 40 % of the wires, and
+only with them is there a route (docs/boards.md).
 """
 
 from __future__ import annotations

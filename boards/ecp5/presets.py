@@ -1,7 +1,6 @@
 """What is built for each ECP5: the engine's geometry, how many multipliers it has, and its clock.
 
-The array of each is the largest whose clock was met (reports/boards.json), but for the 85F's, which nothing has routed
-yet: its clock is a guess. docs/boards.md has the measurements.
+The array of each is the largest whose clock was met (reports/boards.json). docs/boards.md has the measurements.
 """
 
 from __future__ import annotations
