@@ -34,9 +34,14 @@ class Way:
 
 
 def divisions(network: Network, most: int = 1) -> list[int]:
-    """Numbers of operators before which later ones read no more than `most` tensors; 0 and the number of all, too."""
-    counts = [len(living(network, place)) for place in range(len(network.ops))]
-    return [0, *(place for place, count in enumerate(counts) if place and count <= most), len(network.ops)]
+    """Numbers of operators before which later ones read no more than `most` tensors; 0 and the number of all, too. What
+    follows the operator that makes the output stays with it, and one whose result nobody reads with the one before."""
+    places = [0]
+    for place, op in enumerate(network.ops[:-1], 1):
+        alive = living(network, place)
+        if op.output in alive and network.output not in alive and len(alive) <= most:
+            places.append(place)
+    return [*places, len(network.ops)]
 
 
 def living(network: Network, place: int) -> list[str]:

@@ -23,4 +23,5 @@ NETWORK_GEOMETRIES = {
     "portable": PRESETS["8x8"],
     "32x32": PRESETS["32x32"],
     "streamed": SMALL_STREAMS,
+    "little": replace(PRESETS["8x8"], activation_words=128),  # a third of the networks run in stages, or in patches
 }

@@ -73,6 +73,25 @@ def test_stages_in_patches_are_the_whole(seed, most):
         tensors |= {name: joined[name] for name in stage.part.outputs}
 
 
+def test_what_nobody_reads_stays_with_the_operator_before():
+    network, images = network_with_tail(2)
+    number = 1
+    read = network.ops[number].output
+    idle = replace(network.ops[number], name="idle", output="idle")
+    tensors = network.tensors | {"idle": replace(network.tensors[read], name="idle")}
+    behind = replace(network, ops=(*network.ops[: number + 1], idle, *network.ops[number + 1 :]), tensors=tensors)
+    at_end = replace(network, ops=(*network.ops, idle), tensors=tensors)
+    for changed in (behind, at_end):
+        places = divisions(changed, 9)
+        names = [[op.name for op in changed.ops[first:end]] for first, end in pairwise(places)]
+        assert ["idle"] not in names and sum(map(len, names)) == len(changed.ops)
+        tensors = {changed.input: images}
+        for first, end in pairwise(places):
+            part = part_of(changed, first, end)
+            tensors |= run_part(part, tensors)
+        assert np.array_equal(tensors[network.output], reference.run(network, images)[network.output])
+
+
 def test_the_cheapest_stages_are_found():
     """Of all ways through the divisions. More tensors than need be lie between stages only where that is cheaper."""
     network, _ = network_with_tail(1)

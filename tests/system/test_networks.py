@@ -32,7 +32,7 @@ from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
 from sentei.overlay.instructions import INSTRUCTION, INSTRUCTION_LOAD_WORDS, Memory, Opcode
 
-NETWORKS = {"8x8": (40, 2000), "portable": (10, 400), "32x32": (10, 400)}
+NETWORKS = {"8x8": (40, 2000), "portable": (10, 400), "32x32": (10, 400), "little": (16, 600)}
 STREAMED = (12, 300)  # of each kind
 BATCHED = (16, 500)
 PACKED_PHASES = (12, 500)
