@@ -31,7 +31,7 @@ from sentei.overlay.manifest import Manifest
 from sentei.overlay.program import Program, Stage
 from sentei.overlay.registers import JOB_QUEUE_DEPTH, PROFILE_CAUSES, PROFILE_WORDS
 
-MOST_PICTURES = 16  # that a stage does before the next one, so that what lies between them has room
+MOST_PICTURES = 4  # that a stage does before the next one, so that what lies between them has room
 NOT_LOADED = "a program must be loaded before it can run: call load(program)"
 
 
@@ -72,7 +72,9 @@ class SenteiOverlay(pynq.Overlay):
         self._program_buffer: pynq.buffer.PynqBuffer | None = None
         self._slots: list[tuple] = []
         self._on_chip: Stage | None = None  # whose weights are there, if the engine is in a known state
-        self._stage_cycles: dict[int, float] = {}
+        self._profiled: Stage | None = None  # whose jobs ran last
+        self._load_cycles: dict[int, int] = {}  # by the number of the stage: what brought it on chip,
+        self._stage_cycles: dict[int, float] = {}  # and a picture's share of its jobs
         if self.manifest.target == "sim":
             device = device or SimulatedDevice(self.manifest)
         if self.manifest.target == "bridge" and device is None:
@@ -96,7 +98,8 @@ class SenteiOverlay(pynq.Overlay):
         program = program if isinstance(program, Program) else Program.load(program)
         self._activate()
         self._check_fingerprints(program)
-        self._on_chip, self._stage_cycles = None, {}
+        self._on_chip, self._profiled, self.last_cycles = None, None, None
+        self._load_cycles, self._stage_cycles = {}, {}
         self.program, self._program_buffer, self._slots = None, None, []
         buffer = pynq.allocate((len(program.data),), np.uint8)
         buffer[:] = np.frombuffer(program.data, np.uint8)
@@ -132,12 +135,11 @@ class SenteiOverlay(pynq.Overlay):
                 f"the model for this overlay's geometry with `sentei compile`, or build its overlay with `sentei build`"
             )
 
-    async def _prepare(self, stage: Stage) -> int:
-        """Bring a stage's weights on chip and the engine into a known state, whatever happened before. Returns the
-        cycles that took."""
+    async def _prepare(self, stage: Stage) -> None:
+        """Bring a stage's weights on chip and the engine into a known state, whatever happened before."""
         buffer = self._program_buffer
         if self._on_chip is stage:
-            return 0
+            return
         if buffer is None:  # its load ran out of memory
             raise InputError(NOT_LOADED)
         if self._on_chip is None:
@@ -155,15 +157,16 @@ class SenteiOverlay(pynq.Overlay):
         self.engine.register_map.program_words = stage.instruction_load_words
         await self.engine.wait(self.engine.start(stage.prologue, load=True))
         self._on_chip = stage
-        return self.engine.get("job_cycles")
+        number = next(number for number, own in enumerate(self._loaded.stages) if own is stage)
+        self._load_cycles[number] = self.engine.get("job_cycles")
 
     # Running ----------------------------------------------------------------------------------------------------------
 
-    def run(self, images: np.ndarray) -> Outputs:
+    def run(self, images: np.ndarray | list[np.ndarray]) -> Outputs:
         """Integer pictures (N, C, H, W) to outputs (N, C, H, W)."""
         return _complete(self.run_async(images))
 
-    async def run_async(self, images: np.ndarray) -> Outputs:
+    async def run_async(self, images: np.ndarray | list[np.ndarray]) -> Outputs:
         """As `run`, leaving the event loop to others while it waits."""
         self._activate()
         program = self._loaded
@@ -176,6 +179,8 @@ class SenteiOverlay(pynq.Overlay):
             tensors = program.given(part)
             for number in range(len(program.stages)):
                 tensors |= await self._run_stage(number, tensors)
+                read = {tensor.name for later in program.stages[number + 1 :] for tensor in later.inputs}
+                tensors = {name: own for name, own in tensors.items() if name in read | {program.output.name}}
             parts.append(tensors[program.output.name])
         return Outputs.of(program, np.concatenate(parts)[: len(images)])
 
@@ -188,9 +193,9 @@ class SenteiOverlay(pynq.Overlay):
         program = self._loaded
         stage, word_bytes = program.stages[number], program.geometry.word_bytes
         packed = stage.pack(tensors, word_bytes)
-        loading = await self._prepare(stage)
+        await self._prepare(stage)
         data = await self._run_jobs(stage, packed, stage.body, self._slots, stage.output_bytes)
-        self._stage_cycles[number] = loading / program.pictures + self._share(stage)
+        self._stage_cycles[number] = self._share(stage)
         return stage.unpack(data, word_bytes)
 
     def _share(self, stage: Stage) -> float:
@@ -200,10 +205,12 @@ class SenteiOverlay(pynq.Overlay):
 
     @property
     def picture_cycles(self) -> float:
-        """Of a picture, in the last run: its share of a batch's job, or all jobs of its patches; in every stage, and,
-        if there are several, with what brings each on chip."""
-        stages = self._loaded.stages
-        return self._share(stages[0]) if len(stages) == 1 else sum(self._stage_cycles.values())
+        """Of a picture, in the last run: its share of a batch's job, or all jobs of its patches, in every stage. If
+        there are several, its share of what brings each on chip is in it, as if batches ran one by one."""
+        program = self._loaded
+        if len(program.stages) == 1:
+            return self._share(program.stages[0])
+        return sum(self._stage_cycles.values()) + sum(self._load_cycles.values()) / program.pictures
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Outputs]:
         """Pictures (C, H, W), one after the other, to outputs in the same order; a few jobs are in flight at a time."""
@@ -212,7 +219,7 @@ class SenteiOverlay(pynq.Overlay):
         if others:
             pictures = iter(images)
             for batch in iter(lambda: list(islice(pictures, self._loaded.pictures)), []):
-                outputs = self.run(np.asarray(batch))
+                outputs = self.run(batch)
                 yield from (outputs.single(number) for number in range(len(batch)))
             return
         _complete(self._prepare(stage))
@@ -272,7 +279,7 @@ class SenteiOverlay(pynq.Overlay):
         drain_stalls, waits, setup, idle; `cycles`, which is their sum divided by the number of groups; and the bytes
         moved on the bus meanwhile. Layers overlap in time; their cycles add up to those of the job.
         """
-        stage, groups = self._on_chip or self._loaded.stages[0], self._loaded.geometry.groups
+        stage, groups = self._profiled or self._loaded.stages[0], self._loaded.geometry.groups
         records: list[list[dict]] = [[] for _ in range(groups)]
         for record in self.engine.profile():
             records[record["group"]].append(record)
@@ -306,7 +313,7 @@ class SenteiOverlay(pynq.Overlay):
         self, stage: Stage, packed: np.ndarray, entry: int, slots: list[tuple], output_bytes: int
     ) -> np.ndarray:
         results = np.empty((len(packed), output_bytes), np.uint8)
-        self._on_chip = None  # until all jobs have ended well
+        self._on_chip, self._profiled = None, stage  # until all jobs have ended well
         self.engine.clear_profile()
         waiting: deque[tuple] = deque()
         collected = 0

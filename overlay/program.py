@@ -21,6 +21,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import lcm
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +191,7 @@ class Program:
 
     A device runs it like this: copy `data` to main memory; then, for each of the `stages`, a job at its `prologue` with
     the load flag, and a job at its `body` for each picture (or as many as its input has), or, with a `tiling`, for each
-    patch of a picture. What a stage makes of a picture is the next one's input. With one stage the prologue runs once.
+    patch of a picture. What stages make of a picture is the input of later ones. With one stage the prologue runs once.
     """
 
     name: str
@@ -242,8 +243,8 @@ class Program:
 
     @property
     def pictures(self) -> int:
-        """Pictures of a batch: of a job, or, where stages differ, of the job that has most."""
-        return max(stage.input.pictures for stage in self.stages)
+        """Pictures of a batch: of a job, or, where stages differ, the fewest that are whole jobs in all of them."""
+        return lcm(*(stage.input.pictures for stage in self.stages))
 
     @property
     def jobs(self) -> int:
@@ -397,14 +398,20 @@ def _check_sizes(program: Program, fingerprint: object) -> None:
         raise ValueError("it has no stages")
     for stage in program.stages:
         check_stage(stage, program)
-        if program.pictures % stage.input.pictures:
-            raise ValueError(f"a batch of {program.pictures} pictures must be jobs of {stage.input.pictures}")
-    made = {tensor.name: tensor for tensor in program.stages[0].inputs[:1]}
+    if len(program.stages[0].inputs) > 1:
+        raise ValueError("its first stage must take the picture alone")
+    made = {tensor.name: tensor for tensor in program.stages[0].inputs}
     for stage in program.stages:
         for tensor in stage.inputs:
             if tensor.name not in made or meaning_of(made[tensor.name]) != meaning_of(tensor):
                 raise ValueError(f"a stage takes {tensor.name!r}, which none before it makes")
+        if {tensor.name for tensor in stage.outputs} & set(made):
+            raise ValueError("two of its stages make the same tensor")
         made |= {tensor.name: tensor for tensor in stage.outputs}
+        if program.stages[1:] and not {tensor.name for tensor in stage.outputs} <= {
+            tensor.name for tensor in stage.trace_tensors
+        }:
+            raise ValueError("what a stage makes must be traced")
     if program.pixels and (
         {len(levels) for levels in program.pixels} != {256}
         or len(program.pixels) not in (1, program.input.channels)
@@ -450,9 +457,18 @@ def check_stage(stage: Stage, program: Program) -> None:
         raise ValueError(f"{stage.instruction_load_words} instruction words do not lie in its data")
     word_bytes = program.geometry.word_bytes
     for tensors, room in rooms:
+        end = 0
         for tensor in tensors:
-            if tensor.offset_bytes < 0 or tensor.offset_bytes + tensor.layout.words * word_bytes > room:
+            begin = tensor.offset_bytes
+            if type(begin) is not int or begin < end or begin % ALIGNMENT_BYTES:
+                raise ValueError(f"tensor {tensor.name!r} must lie behind the one before it, not at {begin!r}")
+            end = begin + tensor.layout.words * word_bytes
+            if end > room:
                 raise ValueError(f"tensor {tensor.name!r} does not lie in its {room} bytes")
+            if len(tensor.correction) not in (0, tensor.layout.channels):
+                raise ValueError(f"tensor {tensor.name!r} must have a correction for each channel")
+        if room > end + ALIGNMENT_BYTES or len({tensor.name for tensor in tensors}) < len(tensors):
+            raise ValueError(f"{room} bytes are more than its tensors need, or two have one name")
 
 
 def check_tilings(stage: Stage) -> None:
@@ -464,6 +480,8 @@ def check_tilings(stage: Stage) -> None:
         for cuts, size in ((tiling.rows, layout.height), (tiling.columns, layout.width)) if tiling else ():
             if any(end > offset + size for offset, end in zip(cuts.offsets, cuts.begins[1:], strict=True)):
                 raise ValueError(f"patches of {size} must have what they provide, not {cuts}")
+            if any(offset + size > cuts.begins[-1] for offset in cuts.offsets):
+                raise ValueError(f"patches of {size} must lie in the whole, not {cuts}")
 
 
 def _tensor_to_dict(tensor: TensorInfo) -> dict:

@@ -112,6 +112,8 @@ def sweep(control: SenteiOverlay, geometry: Geometry) -> list[dict]:
             row = {"kernel": kernel, "density": str(density), "channels": channels, "map": extent, "batch": batch}
             try:
                 program = compile_network(layer_network(kernel, channels, extent, density), geometry, batch=batch)
+                if program.jobs > 1:
+                    raise CapacityError(f"runs in {len(program.stages)} stages")
             except CapacityError as error:
                 row["does_not_fit"] = str(error)
             else:

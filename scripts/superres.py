@@ -76,7 +76,7 @@ def main() -> None:
     image = read_image(arguments.output / "small.png", program)
     with SenteiOverlay(directory) as overlay:
         overlay.load(program)
-        with step(f"enlarging {width}x{height} pixels in {program.jobs} patches"):
+        with step(f"enlarging {width}x{height} pixels in {program.jobs} jobs"):
             outputs = overlay.run(image[None])
             cycles = overlay.picture_cycles
         with step("comparing every layer with the reference"):
@@ -90,7 +90,8 @@ def main() -> None:
         "photograph": arguments.photograph.name,
         "exact": difference is None,
         "difference": str(difference or ""),
-        "patches": program.jobs,
+        "stages": len(program.stages),
+        "jobs": program.jobs,
         "cycles": cycles,
         "fps_100mhz": round(1e8 / cycles, 1),
         "decibels": {name: round(decibels(np.array(of), np.array(truth)), 2) for name, of in made.items()},

@@ -18,7 +18,7 @@ from sentei.boards.flow import NAME
 from sentei.gateware.memory.activation_memory import MEMORY_PREFIX
 from sentei.overlay.geometry import Geometry
 
-LARGEST = "85k"  # nextpnr's name; the smaller devices need no floorplan
+LARGEST = {"85k", "um5g-85k"}  # nextpnr's names; the smaller devices need no floorplan
 BLOCKS = (*range(4, 59, 9), *range(69, 115, 9))  # first tiles of blocks of four multipliers, or block RAMs
 MULTIPLIER_ROWS, MULTIPLIERS = (10, 34, 58), {0: "MULT18_0", 1: "MULT18_1", 4: "MULT18_4", 5: "MULT18_5"}
 MEMORY_ROWS, MEMORIES = (22, 46), {0: "EBR0", 2: "EBR1", 4: "EBR2", 6: "EBR3"}

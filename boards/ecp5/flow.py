@@ -28,7 +28,7 @@ from sentei.gateware.tools.yowasp import ecppack, nextpnr_ecp5, yosys
 # Wide multiplexers cost more LUTs in PFUMX trees than without; boards/ecp5/area.py says why no word is checked.
 SYNTHESIS = "synth_ecp5 -nowidelut -no-rw-check"
 PLACER, ROUTER = "static", "router1"
-ROUTERS = {LARGEST: "router2"}  # other ones, by nextpnr's name of the device
+ROUTERS = dict.fromkeys(LARGEST, "router2")  # other ones, by nextpnr's name of the device
 CELLS = {"luts": "TRELLIS_COMB", "ffs": "TRELLIS_FF", "dsps": "MULT18X18D", "brams": "DP16KD"}
 LIMIT_MINUTES = 60  # for place and route
 SHOW_S = 5  # progress is shown so often
@@ -46,7 +46,7 @@ class ECP5Flow(Flow):
         return ecp5(multipliers)
 
     def constrain(self, platform, device, engine):
-        if size_of(platform) == LARGEST:
+        if size_of(platform) in LARGEST:
             place_multipliers(engine, device.geometry)
 
     def build_options(self):
@@ -61,7 +61,7 @@ class ECP5Flow(Flow):
         read = "; ".join(f"read_verilog {source.name}" for source in local)
         with stage("synthesis by yosys"):
             yosys(f"{read}; {SYNTHESIS} -top {NAME} -json {NAME}.json", work)
-        if size_of(platform) == LARGEST:
+        if size_of(platform) in LARGEST:
             place_memories(work / f"{NAME}.json", device.geometry)
         options = {
             "--placer": PLACER,

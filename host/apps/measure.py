@@ -110,7 +110,8 @@ class Benchmark:
 def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark:
     """Runs random pictures and reads cycles and profile of the last job; of four or more, so that jobs overlap."""
     program = overlay.program
-    images = random_images(program, -(-jobs // program.jobs) * program.pictures, seed)
+    batches = max(-(-jobs * stage.input.pictures // (stage.jobs * program.pictures)) for stage in program.stages)
+    images = random_images(program, batches * program.pictures, seed)
     simulator = getattr(overlay.device, "simulator", None)
     start_cycles = simulator.cycles if simulator else 0
     layers: list[dict] = []
@@ -125,6 +126,8 @@ def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark
             bound = info.bound_cycles
             extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}
             layers.append(record | {"layer": len(layers)} | extra | {"utilisation": bound / record["cycles"]})
+    if len(layers) < len(program.layers):
+        layers = []
     simulated = (simulator.cycles - start_cycles if simulator else 0) / seconds / 1e3
     bound = sum(info.bound_cycles for info in program.layers)
     return Benchmark(overlay.picture_cycles, bound, layers, simulated)

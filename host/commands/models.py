@@ -88,7 +88,7 @@ def program_figures(program: Program) -> dict:
         "data_bytes": len(program.data),
         "batch": program.pictures,
         "stages": [{"layers": len(stage.layers), "patches": stage.jobs} for stage in program.stages],
-        "patches": program.jobs,
+        "jobs": program.jobs,
         "input_bytes": program.input_bytes,
         "output_bytes": program.output_bytes,
         "macs": macs,

@@ -24,7 +24,7 @@ from sentei.host.compiler.steps import weight_digits
 from sentei.host.network.ir import Conv, Network, Pool, Tensor, accumulator_range, residual_codes
 from sentei.host.network.law import check
 from sentei.host.network.pixels import pixel_levels
-from sentei.host.network.stages import Way, best_stages, part_of, ways
+from sentei.host.network.stages import Way, best_stages, divisions, part_of, ways
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import stream_bits
@@ -165,13 +165,29 @@ def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tup
     def way(first: int, end: int) -> Way | None:
         return next((way for way in found(first, end) if compiled.get(way, way) is not None), None)
 
+    def attempt(stage: Way) -> CapacityError | None:
+        """Compiles it, unless it was."""
+        if stage not in compiled:
+            try:
+                compiled[stage] = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1)
+            except CapacityError as error:
+                compiled[stage] = None
+                return error
+        return None
+
+    numbers = {op.output: number for number, op in enumerate(network.ops)}
+    places = divisions(network, MOST_LIVING)
     while chosen := best_stages(network, way, MOST_LIVING):
         for stage in chosen:
-            if stage not in compiled:
-                try:
-                    compiled[stage] = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1)
-                except CapacityError:
-                    compiled[stage] = None
+            if attempt(stage) is None:
+                continue
+            # An operator that does not even compile by itself is at fault wherever it is.
+            for number in (numbers[op.output] for op in stage.part.ops):
+                if number in places and number + 1 in places:
+                    errors = [attempt(alone) for alone in found(number, number + 1)]
+                    failure = next((error for error in errors if error is not None), None)
+                    if failure is not None and way(number, number + 1) is None:
+                        raise failure
         stages = [compiled[stage] for stage in chosen]
         if all(stages):
             return [enlarged(way, *stage, geometry, batch) for way, stage in zip(chosen, stages, strict=True) if stage]

@@ -33,7 +33,8 @@ def check(network: Network) -> Network:
     tensors = network.tensors
     for name in network.inputs:
         require(name in tensors, "input", f"tensor {name!r} is not described")
-    require(1 <= tensors[network.input].bits <= 8, "input", f"must have 1 to 8 bits, not {tensors[network.input].bits}")
+    for name in network.inputs:
+        require(1 <= tensors[name].bits <= 8, "input", f"must have 1 to 8 bits, not {tensors[name].bits}")
     require(len(network.ops) > 0, "network", "must have at least one operator")
     known = set(network.inputs)
     for op in network.ops:
@@ -54,7 +55,7 @@ def check(network: Network) -> Network:
             require(min(expected) >= 1, op.name, f"window {window} does not fit input {tuple(read.shape)}")
             require(target.shape == expected, op.name, f"output must be {tuple(expected)}, not {tuple(target.shape)}")
             require(min(term.pads) >= 0 and min(term.stride) >= 1, op.name, "pads must be >= 0 and strides >= 1")
-            require(read.bits <= 4 or term.input == network.input, op.name, f"input {read.name!r} must have <= 4 bits")
+            require(read.bits <= 4 or term.input in network.inputs, op.name, f"input {read.name!r} must have <= 4 bits")
             if isinstance(term, Term):
                 require(term.weights.ndim == 4, op.name, "weights must be OIHW")
                 require(term.weights.shape[1] == read.shape.channels, op.name, "weights and input disagree on channels")

@@ -1,5 +1,5 @@
 """Cuts pictures that the activation memory has no room for into patches (overlay/layout.py), the whole depth of a
-network at a time.
+network, or of a part of one, at a time.
 
 A patch is a picture of the same network, of a smaller input. Near an edge that is not the picture's own it computes
 with zeros in the place of its neighbours' pixels: so far, the *margin*, its results are wrong, and another patch, which

@@ -1,9 +1,9 @@
 """Divides a network that the activation memory has no room for into stages, which run one after the other.
 
-A stage is a part of the network between two tensors that are all there is at that point. It runs whole, or in patches
-(host/network/patches.py): then its layers' maps need no room at once, and the tensors between stages lie in main
-memory. The more layers a stage has, the less moves there; the fewer, the less its patches overlap. A part that is not
-the same everywhere, a pool over the whole map, say, may be one that runs whole.
+A stage is a part of the network between places where all that is read later are a few tensors. It runs whole, or in
+patches (host/network/patches.py): then its layers' maps need no room at once, and the tensors between stages lie in
+main memory. The more layers a stage has, the less moves there; the fewer, the less its patches overlap. A part that is
+not the same everywhere, a pool over the whole map, say, may be one that runs whole.
 
     input --> [ patches of 3 layers ] --> map --> [ patches of 5 layers ] --> map --> [ the rest, whole ] --> output
 """

@@ -9,7 +9,7 @@ pytest.importorskip("litex")
 
 from sentei.boards import board_named
 from sentei.boards.ecp5 import floorplan, presets
-from sentei.boards.ecp5.flow import ECP5Flow
+from sentei.boards.ecp5.flow import ECP5Flow, size_of
 from sentei.gateware.engine.engine import Engine
 
 DEVICE = presets.DEVICES["85F"]
@@ -21,8 +21,8 @@ def place_of(site: str) -> tuple[int, int]:
     return int(column), int(row)
 
 
-def platform_of(device: str):
-    board = board_named("ulx3s")
+def platform_of(device: str, name: str = "ulx3s"):
+    board = board_named(name)
     return board.parts(device, board.devices[device].geometry, board.devices[device].clock_hz)[0]
 
 
@@ -44,6 +44,11 @@ def test_the_multipliers_of_a_pair_of_lanes_lie_side_by_side():
     for lane, places in found.items():
         columns, rows = zip(*map(place_of, places), strict=True)
         assert len(set(rows)) == 1 and max(columns) - min(columns) <= 22, f"lane {lane}: {places}"
+
+
+@pytest.mark.parametrize("board", ["ulx3s", "orangecrab", "ecpix5"])
+def test_every_board_with_the_largest_device_has_the_floorplan(board):
+    assert size_of(platform_of("85F", board)) in floorplan.LARGEST
 
 
 def test_smaller_devices_have_no_floorplan():

@@ -327,10 +327,31 @@ def test_sizes_that_do_not_fit_the_data_are_refused(program):
 
 def test_stages_that_do_not_follow_one_another_are_refused(program):
     twice = with_header(program, lambda values: values | {"stages": values["stages"] * 2})
-    assert Program.from_bytes(twice).jobs == 2, "both take the picture"
+    refused(twice, "two of its stages make the same tensor")
     second = dict(program.stages[0].to_dict(), inputs=[{**program.stages[0].to_dict()["inputs"][0], "name": "else"}])
     unknown = with_header(program, lambda values: values | {"stages": [*values["stages"], second]})
     refused(unknown, "a stage takes 'else', which none before it makes")
+
+
+@pytest.mark.parametrize(
+    "name, change, text",
+    [
+        ("inputs", {"offset_bytes": 0.0}, "must lie behind the one before it, not at 0.0"),
+        ("outputs", {"offset_bytes": 1}, "must lie behind the one before it, not at 1"),
+        ("outputs", {"correction": [1, 2]}, "must have a correction for each channel"),
+    ],
+)
+def test_tensors_that_do_not_lie_where_they_can_are_refused(program, name, change, text):
+    def changed(stage):
+        first, *others = stage[name]
+        return stage | {name: [first | change, *others]}
+
+    refused(with_header(program, of_stage(changed)), text)
+
+
+def test_buffers_larger_than_their_tensors_are_refused(program):
+    large = with_header(program, of_stage(lambda stage: stage | {"input_bytes": 1 << 50}))
+    refused(large, "bytes are more than its tensors need")
 
 
 def test_other_formats_are_refused_with_both_fingerprints(program):

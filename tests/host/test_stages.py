@@ -7,11 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from helpers.large_networks import large_network, network_with_tail
+from helpers.random_layers import random_requantize, random_weights
 from helpers.tiers import seeds
 
 from sentei.host.compiler.compile import compile_network
 from sentei.host.compiler.placement import fits
 from sentei.host.network import reference
+from sentei.host.network.ir import Conv, Network, Pads, Shape, Tensor, Term
+from sentei.host.network.law import check
 from sentei.host.network.stages import Way, best_places, best_stages, divisions, part_of, ways
 from sentei.overlay.errors import CapacityError, InputError
 from sentei.overlay.geometry import PRESETS
@@ -140,6 +143,51 @@ def test_a_program_of_stages_comes_back_from_its_file():
     assert [layer.name for layer in program.layers] == [op.name for op in network.ops]
     with pytest.raises(InputError, match=f"classifiers that do a picture in one job, not in {program.jobs}"):
         memory_image(program, images, ())
+
+
+def test_a_skip_from_an_input_of_8_bits_goes_on_beside_the_stages():
+    random = np.random.default_rng(0)
+    tensors, ops = {"x": Tensor("x", Shape(3, 40, 40), 8, False)}, []
+    for name, source in (("a", "x"), ("b", "a"), ("c", "b")):
+        weights = random_weights(random, (8, tensors[source].shape.channels, 3, 3), 4, 8)
+        op = Conv(name, source, name, weights, pads=Pads(1, 1, 1, 1))
+        if name == "c":
+            op = replace(op, addends=(Term("x", random_weights(random, (8, 3, 1, 1), 4, 8)),))
+        tensors[name] = Tensor(name, Shape(8, 40, 40), 4, False)
+        ops.append(replace(op, requantize=random_requantize(random, op, tensors, None)))
+    ones = np.ones(8, np.float32)
+    network = check(Network("skip", tensors, tuple(ops), "x", "c", ones, 0 * ones))
+    program = compile_network(network, replace(GEOMETRY, activation_words=512))
+    assert {tensor.name for stage in program.stages[1:] for tensor in stage.inputs} >= {"x"}
+
+
+@pytest.mark.parametrize("batch", [6, 4, 3])
+def test_batches_are_whole_jobs_in_every_stage(batch):
+    for seed in range(1, 5):
+        network, _ = network_with_tail(seed)
+        try:
+            program = compile_network(network, replace(GEOMETRY, activation_words=512), batch=batch)
+        except CapacityError:
+            continue
+        assert batch % program.pictures == 0
+        assert all(program.pictures % stage.input.pictures == 0 for stage in program.stages)
+        assert Program.from_bytes(program.to_bytes()) == program
+
+
+def test_an_operator_that_compiles_in_no_way_is_named_at_once():
+    random = np.random.default_rng(0)
+    tensors, ops = {"x": Tensor("x", Shape(22, 56, 56), 4, False)}, []
+    for number in range(10):
+        source = ops[-1].output if ops else "x"
+        kernel = 3 if number == 4 else 1
+        weights = random.integers(1, 8, (22, 22, kernel, kernel))
+        op = Conv(f"t{number}", source, f"t{number}", weights, pads=Pads(*[kernel // 2] * 4))
+        tensors[op.output] = Tensor(op.output, Shape(22, 56, 56), 4, False)
+        ops.append(replace(op, requantize=random_requantize(random, op, tensors, None)))
+    ones = np.ones(22, np.float32)
+    network = check(Network("large", tensors, tuple(ops), "x", "t9", ones, 0 * ones))
+    with pytest.raises(CapacityError, match="t4: one block of output channels needs 200 stream words"):
+        compile_network(network, replace(GEOMETRY, activation_words=1024, stream_words=128))
 
 
 def test_a_layer_that_fits_in_no_way_is_refused():
