@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("litex")
 
+from helpers.tiers import hardware
 from litex.gen.sim import run_simulation
 from litex.soc.cores.uart import RS232PHYTX
 from litex.soc.interconnect import stream
@@ -16,6 +17,8 @@ from sentei.driver.serial_link import ESCAPED, ESCAPED_BIT, _frame
 from sentei.gateware.soc.serial_bridge import SerialBridge
 from sentei.gateware.soc.serial_port import SerialPort
 from sentei.overlay.serial_bridge import END, ESCAPE, FRAME_WORDS, GREETING, READ, START, WINDOW, WRITE
+
+pytestmark = hardware
 
 BIT_CYCLES = 2
 LIMIT_CYCLES = 20_000
