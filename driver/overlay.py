@@ -195,13 +195,8 @@ class SenteiOverlay(pynq.Overlay):
         packed = stage.pack(tensors, word_bytes)
         await self._prepare(stage)
         data = await self._run_jobs(stage, packed, stage.body, self._slots, stage.output_bytes)
-        self._stage_cycles[number] = self._share(stage)
+        self._stage_cycles[number] = stage.share(self.last_cycles or 0)
         return stage.unpack(data, word_bytes)
-
-    def _share(self, stage: Stage) -> float:
-        """A picture's share of the last job's cycles, or of its patches' jobs."""
-        cycles, pictures = self.last_cycles or 0, stage.input.pictures
-        return cycles * stage.jobs / pictures if stage.jobs != pictures else cycles
 
     @property
     def picture_cycles(self) -> float:
@@ -209,7 +204,7 @@ class SenteiOverlay(pynq.Overlay):
         there are several, its share of what brings each on chip is in it, as if batches ran one by one."""
         program = self._loaded
         if len(program.stages) == 1:
-            return self._share(program.stages[0])
+            return program.stages[0].share(self.last_cycles or 0)
         return sum(self._stage_cycles.values()) + sum(self._load_cycles.values()) / program.pictures
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Outputs]:

@@ -88,7 +88,8 @@ class TensorInfo:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a picture's."""
-        return self.layout.channels, *whole_of(self.layout, self.tiling)
+        whole = (self.layout.height, self.layout.width) if self.tiling is None else self.tiling.whole
+        return self.layout.channels, *whole
 
     def pack(self, values: np.ndarray, word_bytes: int) -> np.ndarray:
         """Integers (N, C, H, W) to uint8 (jobs, bytes of a tensor)."""
@@ -104,11 +105,6 @@ class TensorInfo:
             unused = 32 - self.layout.bits
             values = (values << unused >> unused) - np.array(self.correction, np.int32)[:, None, None]
         return values if self.tiling is None else self.tiling.join(values)
-
-
-def whole_of(layout: PlaneLayout, tiling: Tiling | None) -> tuple[int, int]:
-    """(height, width) of a picture's tensor, of which a job has so much."""
-    return (layout.height, layout.width) if tiling is None else tiling.whole
 
 
 TENSORS = ("inputs", "outputs", "trace_tensors")  # of a Stage
@@ -159,6 +155,11 @@ class Stage:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a picture."""
         return self.inputs[0].shape
+
+    def share(self, figure: float) -> float:
+        """A picture's share of a job's figure, or of that of all its patches' jobs."""
+        pictures = self.input.pictures
+        return figure * self.jobs / pictures if self.jobs != pictures else figure
 
     def pack(self, values: Mapping[str, np.ndarray], word_bytes: int) -> np.ndarray:
         """Each input's integers (N, C, H, W), by name, N a multiple of `input.pictures`, to uint8 (jobs, bytes)."""

@@ -57,15 +57,16 @@ class ECP5Flow(Flow):
 
     def implement(self, label, device, platform, sources, work, seed, stage):
         _, _, speed, package = LatticeTrellisToolchain().nextpnr_ecp5_parse_device(platform.device)
+        size = size_of(platform)
         local = [source if source.parent == work else Path(shutil.copy(source, work)) for source in sources]
         read = "; ".join(f"read_verilog {source.name}" for source in local)
         with stage("synthesis by yosys"):
             yosys(f"{read}; {SYNTHESIS} -top {NAME} -json {NAME}.json", work)
-        if size_of(platform) in LARGEST:
+        if size in LARGEST:
             place_memories(work / f"{NAME}.json", device.geometry)
         options = {
             "--placer": PLACER,
-            "--router": ROUTERS.get(size_of(platform), ROUTER),
+            "--router": ROUTERS.get(size, ROUTER),
             "--package": package,
             "--speed": speed,
             "--json": f"{NAME}.json",
@@ -74,7 +75,7 @@ class ECP5Flow(Flow):
             "--report": "report.json",
             "--seed": str(seed),
         }
-        arguments = [f"--{size_of(platform)}", "--timing-allow-fail"]
+        arguments = [f"--{size}", "--timing-allow-fail"]
         arguments += [word for option in options.items() for word in option]
         with stage(f"place and route by nextpnr, at most {LIMIT_MINUTES} minutes") as show:
             nextpnr_ecp5(arguments, work, watcher(show), 60 * LIMIT_MINUTES)

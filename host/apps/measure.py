@@ -11,7 +11,7 @@ import numpy as np
 from sentei.driver import SenteiOverlay
 from sentei.host.network import reference
 from sentei.host.network.ir import Network
-from sentei.overlay.program import Program, Stage
+from sentei.overlay.program import Program
 from sentei.overlay.registers import PROFILE_WORDS
 
 PER_JOB = {"cycles", *PROFILE_WORDS}  # of a profile's record
@@ -38,12 +38,6 @@ class Difference:
             f"picture {self.image}, layer {self.layer}: channel {self.channel}, row {self.row}, column {self.column} "
             f"is {self.target}, must be {self.reference} ({self.differing} elements of {self.tensor!r} differ)"
         )
-
-
-def share(value: float, stage: Stage) -> float:
-    """A picture's share of a job's figure, or of its patches' jobs."""
-    pictures = stage.input.pictures
-    return value * stage.jobs / pictures if stage.jobs != pictures else value
 
 
 def random_images(program: Program, count: int, seed: int = 0) -> np.ndarray:
@@ -122,7 +116,7 @@ def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark
         seconds += time.perf_counter() - start
         profile = overlay.profile()  # nothing, if the stage has too many layers
         for info, of_job in zip(stage.layers[: len(profile)], profile, strict=True):
-            record = {name: share(value, stage) if name in PER_JOB else value for name, value in of_job.items()}
+            record = {name: stage.share(value) if name in PER_JOB else value for name, value in of_job.items()}
             bound = info.bound_cycles
             extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}
             layers.append(record | {"layer": len(layers)} | extra | {"utilisation": bound / record["cycles"]})

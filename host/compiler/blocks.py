@@ -21,7 +21,7 @@ from sentei.host.compiler.tables import (
     whole_plane_tiles,
     window_tiles,
 )
-from sentei.host.network.ir import Conv, Pool, Term, kernel_of
+from sentei.host.network.ir import Conv, Pool, Term, kernel_of, terms_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import LANE_SUM_BITS
@@ -69,10 +69,6 @@ def coordinates(op: Conv | Pool) -> list[np.ndarray]:
             f"{op.name}: kernel {found} has {count} coordinates, more than {MAX_TAPS}; use a smaller one, or prune it"
         )
     return used
-
-
-def terms_of(op: Conv | Pool) -> Sequence[Conv | Pool | Term]:
-    return op.terms if isinstance(op, Conv) else (op,)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from enum import Enum
 from itertools import product
 from math import lcm, prod
 
-from sentei.host.network.ir import WIDE, Conv, Network, inputs_of
+from sentei.host.network.ir import WIDE, Network, operands, terms_of
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.layout import PlaneLayout
@@ -60,7 +60,7 @@ def solve_moduli(network: Network) -> dict[str, tuple[int, int]]:
                 common = lcm(*(moduli[name][axis] for name in names))
                 wanted = {}
                 if network.tensors[op.output].shape[1 + axis] > 1:
-                    for term in op.terms if isinstance(op, Conv) else (op,):
+                    for term in terms_of(op):
                         stride, zoom = term.stride[axis], term.zoom[axis]
                         wanted[term.input] = lcm(moduli[term.input][axis], lcm(common, zoom) // zoom * stride)
                         common = wanted[term.input] // stride * zoom
@@ -86,7 +86,7 @@ def solve_splits(network: Network, moduli: dict[str, tuple[int, int]]) -> dict[s
     splits: dict[str, tuple[tuple[int, int], ...]] = {}
     for op in reversed(network.ops):
         after = splits.setdefault(family[op.output], whole(moduli[op.output]))
-        for term in op.terms if isinstance(op, Conv) else (op,):
+        for term in terms_of(op):
             here, (rows, columns) = after, term.zoom
             if here and here[0] == (rows, columns):
                 here = here[1:]
@@ -142,9 +142,7 @@ def last_uses(network: Network) -> dict[str, int]:
     """Index of the last operator that reads each tensor, or makes it; the output lives to the end."""
     uses = dict.fromkeys(network.tensors, -1)
     for index, op in enumerate(network.ops):
-        uses.update(dict.fromkeys((op.output, *inputs_of(op)), index))
-        if op.requantize is not None and op.requantize.residual is not None:
-            uses[op.requantize.residual] = index
+        uses.update(dict.fromkeys((op.output, *operands(op)), index))
     uses.update(dict.fromkeys(network.outputs, len(network.ops)))
     return uses
 

@@ -43,15 +43,10 @@ def steps_of(layers: list[Layer]) -> int:
     return sum(max(sum(task.steps for task in tasks) for tasks in layer.shares) for layer in layers)
 
 
-def stream_words_of(layers: list[Layer]) -> list[int]:
-    """Stream words of each operator, of all groups."""
-    return [sum(task.words for tasks in layer.shares for task in tasks) for layer in layers]
-
-
 def load_cycles(layers: list[Layer], geometry: Geometry) -> float:
     """Cycles that the bus needs for the streams that are loaded for each picture: the largest ones, if they do not all
     stay on chip."""
-    words = sorted(stream_words_of(layers))
+    words = sorted(sum(task.words for tasks in layer.shares for task in tasks) for layer in layers)
     room = geometry.groups * geometry.stream_words
     kept = 0
     while words and kept + words[0] <= room:

@@ -280,9 +280,20 @@ def output_extent(size: int, kernel: int, stride: int, before: int, after: int) 
     return (size + before + after - kernel) // stride + 1
 
 
+def terms_of(op: Conv | Pool) -> tuple[Term, ...] | tuple[Pool]:
+    """What slides over an operator's tensors: a convolution's terms, or the pool itself."""
+    return op.terms if isinstance(op, Conv) else (op,)
+
+
 def inputs_of(op: Conv | Pool) -> tuple[str, ...]:
     """The tensors that an operator's accumulator reads."""
-    return tuple(term.input for term in op.terms) if isinstance(op, Conv) else (op.input,)
+    return tuple(term.input for term in terms_of(op))
+
+
+def operands(op: Conv | Pool) -> tuple[str, ...]:
+    """The tensors that an operator reads, its residual the last."""
+    residual = op.requantize.residual if op.requantize else None
+    return inputs_of(op) if residual is None else (*inputs_of(op), residual)
 
 
 def map_of(op: Conv | Pool | Term, source: Shape) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from sentei.host.network.ir import (
     inputs_of,
     kernel_of,
     map_of,
+    terms_of,
 )
 from sentei.host.network.lines import FREE, find
 from sentei.overlay.instructions import THRESHOLDS
@@ -45,7 +46,7 @@ def check(network: Network) -> Network:
         require(op.output not in known, op.name, f"output {op.output!r} is computed twice")
         source, target = tensors[op.input], tensors[op.output]
         kernel = kernel_of(op)
-        for term in op.terms if isinstance(op, Conv) else (op,):
+        for term in terms_of(op):
             read, window = tensors[term.input], kernel_of(term)
             plain = term.stride == (1, 1) and (isinstance(term, Term) or (window == (1, 1) and not any(term.pads)))
             text = "what enlarges a map must have no stride, and a pool a 1x1 window"

@@ -20,7 +20,7 @@ from fractions import Fraction
 from itertools import product
 from math import ceil, floor, lcm
 
-from sentei.host.network.ir import Conv, Network, Pool, Shape, Term, kernel_of, map_of
+from sentei.host.network.ir import Conv, Network, Pool, Shape, Term, kernel_of, map_of, terms_of
 from sentei.overlay.layout import Cuts, Tiling
 
 MOST_PATCHES = 32  # in a row, or one below the other
@@ -108,10 +108,6 @@ def paces_of(network: Network, axis: int) -> dict[str, Fraction] | None:
                 paces[op.output] = pace
                 paces |= {name: pace / ratio for name, ratio in ratios.items()}
     return paces if len(paces) == len(network.tensors) else None
-
-
-def terms_of(op: Conv | Pool) -> tuple[Term | Pool, ...]:
-    return op.terms if isinstance(op, Conv) else (op,)
 
 
 def cuts_of(

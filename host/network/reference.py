@@ -26,8 +26,8 @@ from sentei.host.network.ir import (
     Tensor,
     Term,
     accumulator_range,
-    inputs_of,
     kernel_of,
+    operands,
 )
 from sentei.host.network.law import check
 from sentei.host.network.lines import FINE, find
@@ -105,12 +105,6 @@ def check_images(network: Network, images: np.ndarray) -> None:
 def storage_type(tensor: Tensor) -> type:
     """The numpy type in which a tensor is handed out."""
     return np.int8 if tensor.bits <= 4 else np.int32
-
-
-def operands(op: Conv | Pool) -> tuple[str, ...]:
-    """Names of the tensors that an operator reads."""
-    residual = op.requantize.residual if op.requantize else None
-    return inputs_of(op) if residual is None else (*inputs_of(op), residual)
 
 
 def chunks(network: Network, count: int) -> Iterator[slice]:

@@ -17,9 +17,8 @@ from math import inf
 
 import numpy as np
 
-from sentei.host.network.ir import Network
+from sentei.host.network.ir import Network, operands
 from sentei.host.network.patches import tilings
-from sentei.host.network.reference import operands
 from sentei.overlay.layout import Tiling
 
 

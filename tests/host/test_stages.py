@@ -13,7 +13,7 @@ from helpers.tiers import seeds
 from sentei.host.compiler.compile import compile_network
 from sentei.host.compiler.placement import fits
 from sentei.host.network import reference
-from sentei.host.network.ir import Conv, Network, Pads, Shape, Tensor, Term
+from sentei.host.network.ir import Conv, Network, Pads, Shape, Tensor, Term, operands
 from sentei.host.network.law import check
 from sentei.host.network.stages import Way, best_places, best_stages, divisions, part_of, ways
 from sentei.overlay.errors import CapacityError, InputError
@@ -130,7 +130,7 @@ def test_a_residual_over_a_division_forbids_it():
         network, _ = large_network(seed)
         for place in divisions(network)[1:-1]:
             before = {network.input, *(op.output for op in network.ops[: place - 1])}
-            after = {name for op in network.ops[place:] for name in reference.operands(op)}
+            after = {name for op in network.ops[place:] for name in operands(op)}
             assert not before & after, (seed, place)
 
 
