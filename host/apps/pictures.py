@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sentei.host.pictures import NoPictureError, fitted, open_picture, planes
 from sentei.overlay.errors import InputError
 from sentei.overlay.program import Program
 
@@ -50,8 +51,6 @@ def read_image(
     path: Path, program: Program, fit: str | None = None, notice: Callable[[str], None] | None = None
 ) -> np.ndarray:
     """One image file as integers (C, H, W)."""
-    from PIL import Image, UnidentifiedImageError
-
     source = program.input
     if source.channels not in (1, 3):
         raise InputError(f"{path}: the network takes {source.channels} channels, not 1 or 3; give a .npy file")
@@ -60,16 +59,11 @@ def read_image(
             f"{path}: the model's input is normalized by numbers that the model does not have; give a .npy file of the "
             f"integers that it takes, {source.low} to {source.high}"
         )
-    try:
-        with Image.open(path) as opened:
-            picture = eight_bits(opened, path).convert("L" if source.channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: is not a picture that can be read ({error})") from error
+    picture = open_picture(path, source.channels)
     size = program.input_shape[:0:-1]
     if picture.size != size and fit is None and notice is not None:
         notice(f"{path.name}: {picture.width}x{picture.height} pixels, resized to {size[0]}x{size[1]}; --fit says how")
-    values = np.asarray(fitted(picture, size, fit or "resize"), np.int64)
-    values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    values = planes(fitted(picture, size, fit or "resize")).astype(np.int64)
     if program.pixels is None:
         return values
     tables = np.broadcast_to(np.array(program.pixels, np.int64), (source.channels, 256))
@@ -81,8 +75,6 @@ def read_floats(path: Path, model: Path, white: float) -> np.ndarray:
     `white`, in the size of the model's input."""
     if path.suffix == ".npy":
         return read_array(path).astype(np.float32)
-    from PIL import Image, UnidentifiedImageError
-
     from sentei.host.frontend.model_file import read_file
 
     sizes = [dim.dim_value for dim in read_file(model).graph.input[0].type.tensor_type.shape.dim][1:]
@@ -92,37 +84,11 @@ def read_floats(path: Path, model: Path, white: float) -> np.ndarray:
     pictures = []
     for file in files:
         try:
-            with Image.open(file) as opened:
-                picture = eight_bits(opened, file).convert("L" if sizes[0] == 1 else "RGB")
-        except (UnidentifiedImageError, OSError):
+            picture = open_picture(file, sizes[0])
+        except NoPictureError:
             continue
-        values = np.asarray(fitted(picture, (sizes[2], sizes[1]), "crop"), np.float32) * np.float32(white / 255)
-        pictures.append(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
+        values = planes(fitted(picture, (sizes[2], sizes[1]), "crop"))
+        pictures.append(values.astype(np.float32) * np.float32(white / 255))
     if not pictures:
         raise InputError(f"{path}: has no pictures; give a folder of some that the model was trained on")
     return np.stack(pictures)
-
-
-def eight_bits(picture, path: Path):
-    """A picture whose channels have 8 bits; those of 16 lose the lower half."""
-    from PIL import Image
-
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError(f"{path}: has pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if picture.mode == "F":
-        raise InputError(f"{path}: has floating-point pixels; save it with 8 or 16 bits")
-    return picture
-
-
-def fitted(picture, size: tuple[int, int], fit: str):
-    """The picture with `size`, (width, height)."""
-    from PIL import ImageOps
-
-    if picture.size == size:
-        return picture
-    if fit == "crop":
-        return ImageOps.fit(picture, size)
-    return ImageOps.pad(picture, size) if fit == "pad" else picture.resize(size)

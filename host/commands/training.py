@@ -55,8 +55,9 @@ def train(
 ) -> None:
     """Train a network, prune and retrain it in 4 bits, and write it as a QONNX model.
 
-    A float network is trained first, or taken from --float. Then it is quantized, and while it is trained on, kernel
-    elements fall away until --keep of them are left: output channels that share a step of the array lose the same ones.
+    A float network is trained first, or its weights are taken from --weights. Then it is quantized, and while it is
+    trained on, kernel elements fall away until --keep of them are left: output channels that share a step of the array
+    lose the same ones.
     """
     check_suffix(output, ".onnx")
     run = TrainingRun(options)
@@ -83,14 +84,14 @@ def curve(
 
     check_suffix(report, ".png")
     run = TrainingRun(options)
-    stem = name or f"{options.network}-{options.data}"
+    stem = name or f"{run.name}-{run.data.name}"
     cards = []
     for point in run.points([density_of(text) for text in keep.split(",")]):
         label = DENSITY_NAMES.get(str(point.keep), f"keep-{str(point.keep).replace('/', '-')}")
         cards.append(run.write(point, output / f"{stem}-{label}.onnx"))
     figures = {
-        "network": options.network,
-        "data": options.data,
+        "network": run.name,
+        "data": run.data.name,
         "command": command_line(),
         "geometry": options.geometry,
         "memory_model": options.memory,
@@ -136,12 +137,19 @@ def accuracy(
     if len({model.stem for model in models}) < len(models):
         raise InputError("the models must have different names, which the figures are listed by")
     networks = {model: load(model) for model in models}
-    test = load_split(data, "test", folder)
-    table = Table(title=f"{len(test)} test images of {data}, integer reference", title_justify="left")
+    shapes = {model: network.tensors[network.input].shape for model, network in networks.items()}
+    tests = {}
+    for shape in set(shapes.values()):
+        with step(f"reading {data}") as progress:
+            tests[shape] = load_split(data, "test", folder, shape, progress)
+    table = Table(
+        title=f"{len(next(iter(tests.values())))} test images of {data}, integer reference", title_justify="left"
+    )
     for column in ("model", "accuracy", "kernel elements", "float network"):
         table.add_column(column)
     figures = {}
     for model, network in networks.items():
+        test = tests[shapes[model]]
         with step(f"{model.stem}: {len(test)} images") as progress:
             predicted = reference.predict(network, test.images, progress).argmax(1)
         float_accuracy = _card(model).get("float_accuracy")

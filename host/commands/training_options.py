@@ -15,12 +15,36 @@ import typer
 from sentei.host.commands.console import GeometryName, MemoryName
 from sentei.overlay.errors import InputError
 
-NetworkName = Annotated[str, typer.Argument(help="resnet20, resnet8 or fashion")]
-DataName = Annotated[str, typer.Option("--data", help="cifar10, fashion-mnist or mnist")]
-Folder = Annotated[Path | None, typer.Option(help="folder of the data set's files")]
-Float = Annotated[
+NetworkName = Annotated[str | None, typer.Argument(help="resnet20, resnet8 or fashion")]
+OwnNetwork = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="FILE.py:NAME",
+        help="your own: a class or function that returns a torch.nn.Module; it is given in_channels, and classes or "
+        "num_classes, if it has such parameters",
+    ),
+]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="cifar10, fashion-mnist, mnist, or a folder of pictures with a folder for each class, or with train/ and "
+        "test/ that have them (without, every fifth picture is for testing)",
+    ),
+]
+Folder = Annotated[Path | None, typer.Option(help="folder of the files of cifar10, fashion-mnist or mnist")]
+Size = Annotated[
+    str | None,
+    typer.Option(help="what a folder's pictures are resized to, as 64, or HEIGHTxWIDTH as 48x64 (default: 32)"),
+]
+Mirror = Annotated[
+    bool, typer.Option("--mirror/--no-mirror", help="whether a mirrored picture of a folder is one of its class, too")
+]
+FloatWeights = Annotated[
     Path | None,
     typer.Option(
+        "--weights",
         "--float",
         help="weights of a trained float network (a state_dict, an ONNX file of it, or the "
         "last checkpoint of a float network, as float-2.pt): no float training",
@@ -56,8 +80,8 @@ Group = Annotated[
     int | None, typer.Option(min=1, help="output channels that share their kernel elements (default: the geometry's)")
 ]
 Unstructured = Annotated[bool, typer.Option("--unstructured", help="prune each weight by itself (to compare)")]
-Weights = Annotated[int, typer.Option(help="bits of weights")]
-Activations = Annotated[int, typer.Option(help="bits of activations")]
+WeightBits = Annotated[int, typer.Option(help="bits of weights")]
+ActivationBits = Annotated[int, typer.Option(help="bits of activations")]
 First = Annotated[int, typer.Option(help="bits of the first layer's weights")]
 Last = Annotated[int, typer.Option(help="bits of the last layer's weights")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31, help="seed of all randomness")]
@@ -74,10 +98,13 @@ TrainImages = Annotated[
 class TrainingOptions:
     """What `train` and `curve` have in common; each field is an option of both."""
 
-    network: NetworkName
+    network: NetworkName = None
+    own_network: OwnNetwork = None
     data: DataName = "cifar10"
     folder: Folder = None
-    float_weights: Float = None
+    size: Size = None
+    mirror: Mirror = True
+    weights: FloatWeights = None
     float_epochs: FloatEpochs = 45
     float_cycles: FloatCycles = 2
     float_learning_rate: FloatRate = 0.2
@@ -86,8 +113,8 @@ class TrainingOptions:
     layer: Layer = None
     group: Group = None
     unstructured: Unstructured = False
-    weights: Weights = 4
-    activations: Activations = 4
+    weight_bits: WeightBits = 4
+    activation_bits: ActivationBits = 4
     first: First = 8
     last: Last = 8
     seed: Seed = 0
@@ -147,6 +174,14 @@ def epochs_of(text: str) -> tuple[int | tuple[int, ...], ...]:
     if not all(cycle.isdecimal() for cycles in densities for cycle in cycles):
         raise InputError(f"epochs must be a number such as 20, or several such as 20,8 or 20,8+4, not {text!r}")
     return tuple(int(cycles[0]) if len(cycles) == 1 else tuple(map(int, cycles)) for cycles in densities)
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """'64' or '48x64' as (height, width). InputError if it is none."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise InputError(f"--size must be a number such as 64, or HEIGHTxWIDTH such as 48x64, not {text!r}")
+    return int(sides[0]), int(sides[-1])
 
 
 def layer_density(text: str) -> tuple[str, Fraction]:

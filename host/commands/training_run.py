@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sentei.host.commands.console import console, opened, say, step, writing
-from sentei.host.commands.training_options import TrainingOptions, epochs_of, layer_density
+from sentei.host.commands.training_options import TrainingOptions, epochs_of, layer_density, picture_size
 from sentei.overlay.errors import InputError
 
 if TYPE_CHECKING:
+    from sentei.host.datasets.dataset import DataSet
     from sentei.host.train.loop import Moment
     from sentei.host.train.pipeline import Point
 
 LABELS = 200  # of the first test images, in a model card
 PACKAGES = ("torch", "brevitas", "numpy", "onnx", "qonnx", "onnxruntime")
+SHIFT_SHARE = 8  # of a picture's side: as far as it is moved, at most
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # read when PyTorch is imported: waiting burns no core
 
 
@@ -35,45 +37,73 @@ def command_line() -> str:
     return shlex.join(["sentei", *sys.argv[1:]])
 
 
+def read_data(options: TrainingOptions) -> tuple[DataSet, dict[str, int | bool]]:
+    """The data set that the options name, and the fields of a plan that say how its images may be changed."""
+    from sentei.host.datasets.catalogue import KINDS, PICTURE_SHAPE, load
+    from sentei.host.datasets.dataset import DataSet, Split
+
+    augmentation: dict[str, int | bool]
+    if options.data in KINDS:
+        if options.size is not None or not options.mirror:
+            raise InputError(f"--size and --no-mirror are for folders of pictures, not for {options.data}")
+        data, augmentation = load(options.data, options.folder), {"mirror": KINDS[options.data].mirror}
+    else:
+        height, width = picture_size(options.size or str(PICTURE_SHAPE[-1]))
+        with step(f"reading the pictures in {options.data}") as progress:
+            data = load(options.data, options.folder, (PICTURE_SHAPE[0], height, width), progress)
+        augmentation = {"mirror": options.mirror, "max_shift": max(1, min(height, width) // SHIFT_SHARE)}
+    count = options.train_images
+    return DataSet(
+        data.name, Split(data.train.images[:count], data.train.labels[:count]), data.test, data.classes
+    ), augmentation
+
+
 class TrainingRun:
     """One run of `train` or `curve`: what its options mean."""
 
     def __init__(self, options: TrainingOptions):
         from sentei.host.apps.target import geometry_named
-        from sentei.host.datasets.catalogue import KINDS, load
-        from sentei.host.datasets.dataset import DataSet, Split
         from sentei.overlay.errors import BuildError
         from sentei.overlay.manifest import MEMORY_MODELS
 
         for name, value in THREADS.items():
             os.environ.setdefault(name, value)
         try:
+            import torch
+
             from sentei.host.train import pipeline
         except ImportError as error:
             raise InputError(
                 f"training needs PyTorch and Brevitas ({error}): install the package's extra 'train', "
                 "as `make setup-train` does"
             ) from error
-        from sentei.host.train.networks import NETWORKS
+        from sentei.host.train.networks import NETWORKS, own_network
         from sentei.host.train.quantizers import Precision
 
-        self.network = options.network
         self.geometry = options.geometry
         self.memory = options.memory
-        self.float_weights = options.float_weights
-        self.work = options.work / f"{self.network}-{options.data}"
+        self.weights = options.weights
         self.resume = options.resume
-        if self.network not in NETWORKS:
-            raise InputError(
-                f"the network must be one of {', '.join(NETWORKS)}, not {self.network!r}; "
-                "for your own, see prune_and_retrain in sentei.host.train.pipeline"
-            )
         self.array = geometry = geometry_named(self.geometry)
         if self.memory not in MEMORY_MODELS:
             raise BuildError(f"memory must be one of {', '.join(MEMORY_MODELS)}, not {self.memory!r}")
-        data, count = load(options.data, options.folder), options.train_images
-        train = Split(data.train.images[:count], data.train.labels[:count])
-        self.data = DataSet(data.name, train, data.test, data.classes)
+        if (options.network is None) == (options.own_network is None):
+            raise InputError("name one network: one of the project's, or your own by --network FILE.py:NAME")
+        if options.network not in (None, *NETWORKS):
+            raise InputError(
+                f"the network must be one of {', '.join(NETWORKS)}, not {options.network!r}; "
+                "your own is --network FILE.py:NAME"
+            )
+        self.data, augmentation = read_data(options)
+        _, *shape = self.data.train.images.shape
+        torch.manual_seed(options.seed)
+        if options.own_network is None:
+            self.name = options.network
+            self.network = NETWORKS[self.name](shape[0], len(self.data.classes))
+        else:
+            self.name = options.own_network.rpartition(":")[2]
+            self.network = own_network(options.own_network, tuple(shape), len(self.data.classes))
+        self.work = options.work / f"{self.name}-{self.data.name}"
         layers = options.layer or []
         self.plan = pipeline.Plan(
             float_epochs=options.float_epochs,
@@ -85,12 +115,10 @@ class TrainingRun:
             aligned=not options.unstructured,
             seed=options.seed,
             holdout=options.holdout,
-            mirror=KINDS[data.name].mirror,
+            **augmentation,
             float_learning_rate=options.float_learning_rate,
             learning_rate=options.learning_rate,
-            precision=Precision(
-                **{name: getattr(options, name) for name in ("weights", "activations", "first", "last")}
-            ),
+            precision=Precision(options.weight_bits, options.activation_bits, options.first, options.last),
         )
         if options.restart:
             if self.resume:
@@ -100,29 +128,24 @@ class TrainingRun:
 
     def points(self, keeps: list[Fraction]) -> Iterator[Point]:
         """Train, under a progress bar over all epochs."""
-        import torch
-
         from sentei.host.train import pipeline
-        from sentei.host.train.networks import NETWORKS
 
-        torch.manual_seed(self.plan.seed)
-        network = NETWORKS[self.network](self.data.train.images.shape[1], len(self.data.classes))
-        if self.float_weights is not None:
-            pipeline.load_float(network, self.float_weights)
+        if self.weights is not None:
+            pipeline.load_float(self.network, self.weights)
         epochs = sum(sum(self.plan.epochs_of(index)) for index in range(len(keeps)))
-        if self.float_weights is None:
+        if self.weights is None:
             epochs += self.plan.float_cycles * self.plan.float_epochs
         with opened("predict", self.geometry, self.memory, results=False):
             pass  # what measures cycles is there, before hours of training
         with _training_bar(epochs) as watch:
             yield from pipeline.prune_and_retrain(
-                network,
+                self.network,
                 self.data,
                 keeps,
                 self.plan,
                 work=self.work,
                 resume=self.resume,
-                pretrained=self.float_weights is not None,
+                pretrained=self.weights is not None,
                 geometry=self.array,
                 watch=watch,
             )

@@ -1,6 +1,7 @@
-"""The data sets that are known by name: where they are found, where to get them, what their classes are called.
+"""Data sets: those that are known by name, where they are found and where to get them, and folders of pictures.
 
-load("cifar10", "cifar-10-batches-bin")  ->  DataSet(train, test, classes)
+load("cifar10", "cifar-10-batches-bin")     ->  DataSet(train, test, classes)
+load("flowers/", shape=(3, 64, 64))         ->  the same of a folder with a folder for each class
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sentei.host.datasets import cifar10, idx
+from sentei.host.datasets import folder as pictures
 from sentei.host.datasets.dataset import DataSet, DatasetError, DatasetMissingError, Split
 
 
@@ -50,6 +52,13 @@ KINDS = {
     ),
 }
 
+Progress = Callable[[int, int], object]
+PICTURE_SHAPE = (3, 32, 32)
+
+
+def ignore(done: int, total: int) -> None:
+    """For callers that do not want to be told."""
+
 
 def folder_of(kind: str) -> Path | None:
     """Where a data set is if nobody names a folder; None if it may be anywhere."""
@@ -57,20 +66,47 @@ def folder_of(kind: str) -> Path | None:
     return Path(named) if named else KINDS[kind].folder
 
 
-def load(kind: str, folder: str | os.PathLike[str] | None = None) -> DataSet:
-    """The data set `kind`, a key of KINDS. DatasetError if a file is missing or not what it should be.
+def load(
+    kind: str,
+    folder: str | os.PathLike[str] | None = None,
+    shape: tuple[int, int, int] | None = None,
+    progress: Progress = ignore,
+) -> DataSet:
+    """The data set `kind`: a key of KINDS, or a folder of pictures (datasets/folder.py), which are resized to `shape`,
+    (C, H, W). DatasetError if a file is missing or not what it should be.
 
-    Its folder is the argument, else what the kind's environment variable names, else where a package installs it.
+    The folder of a known one is the argument, else what the kind's environment variable names, else where a package
+    installs it.
     """
-    return DataSet(kind, load_split(kind, "train", folder), load_split(kind, "test", folder), KINDS[kind].classes)
+    train, test = (load_split(kind, split, folder, shape, progress) for split in ("train", "test"))
+    if kind in KINDS:
+        return DataSet(kind, train, test, KINDS[kind].classes)
+    return DataSet(Path(kind).resolve().name, train, test, pictures.classes_of(Path(kind)))
 
 
-def load_split(kind: str, split: str, folder: str | os.PathLike[str] | None = None) -> Split:
+def load_split(
+    kind: str,
+    split: str,
+    folder: str | os.PathLike[str] | None = None,
+    shape: tuple[int, int, int] | None = None,
+    progress: Progress = ignore,
+) -> Split:
     """The "train" or the "test" images of a data set alone; arguments and errors as for :func:`load`."""
-    if kind not in KINDS:
-        raise DatasetError(f"the data set must be one of {', '.join(KINDS)}, not {kind!r}")
     if split not in ("train", "test"):
         raise DatasetError(f"split must be 'train' or 'test', not {split!r}")
+    if kind in KINDS:
+        return _known(kind, split, folder)
+    if not Path(kind).is_dir():
+        raise DatasetError(
+            f"the data set must be one of {', '.join(KINDS)}, or a folder with a folder of pictures for each class, "
+            f"not {kind!r}"
+        )
+    if folder is not None:
+        raise DatasetError(f"the pictures lie in {kind}, so no other folder ({folder}) can be named for them")
+    return pictures.read_split(Path(kind), split, shape or PICTURE_SHAPE, progress)
+
+
+def _known(kind: str, split: str, folder: str | os.PathLike[str] | None) -> Split:
     known = KINDS[kind]
     root = Path(folder) if folder else folder_of(kind)
     if root is None:

@@ -1,4 +1,4 @@
-"""Networks to train, in plain PyTorch: residual networks for small images, and the demo's.
+"""Networks to train, in plain PyTorch: residual networks for small images, the demo's, and the user's own.
 
 Nothing here knows of quantization or pruning: :func:`~sentei.host.train.quantize.quantize` takes these and any
 ``nn.Module`` like them.  Images come as pixel / 256 in [0, 1).
@@ -6,9 +6,20 @@ Nothing here knows of quantization or pruning: :func:`~sentei.host.train.quantiz
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+
+from sentei.overlay.errors import SenteiError
+
+
+class NetworkError(SenteiError, ValueError):
+    """A user's own network cannot be made."""
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, padding: int | None = None):
@@ -95,3 +106,37 @@ def fashion(in_channels: int, classes: int) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"resnet20": resnet20, "resnet8": resnet8, "fashion": fashion}
+
+
+def own_network(place: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network of a class or function in a file, "FILE.py:NAME".
+
+    It is called with `in_channels`, and with `classes` or `num_classes`, as far as it has such parameters. NetworkError
+    if that does not make a network from images (N, *shape) to logits (N, classes).
+    """
+    file, _, name = place.rpartition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_file():
+        raise NetworkError(f"--network must be FILE.py:NAME, a file and a class or function in it, not {place!r}")
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.resolve().parent))  # as for a file that Python runs
+    given = {"in_channels": shape[0], "classes": classes, "num_classes": classes}
+    try:
+        specification.loader.exec_module(module)
+        make = getattr(module, name)
+        parameters = inspect.signature(make).parameters
+        network = make(**{name: value for name, value in given.items() if name in parameters})
+        network.eval()
+        with torch.no_grad():
+            logits = network(torch.zeros(2, *shape))
+    except Exception as error:  # a user's code may raise anything
+        raise NetworkError(f"{place} makes no network for images {shape}: {type(error).__name__}: {error}") from error
+    if tuple(logits.shape) != (2, classes):
+        raise NetworkError(
+            f"{place} must make {classes} numbers of an image, one for each class, not {tuple(logits.shape[1:])}; a "
+            "parameter `classes` or `num_classes` says how many there are"
+        )
+    return network.train()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.random_pictures import SEED, split_of
+from PIL import Image
 
 from sentei.host.datasets import catalogue, dataset, idx
 
@@ -90,7 +91,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
 
 
 def test_unknown_data_and_unknown_splits_are_refused(tmp_path):
-    with pytest.raises(dataset.DatasetError, match="must be one of cifar10, fashion-mnist, mnist, not 'cifar100'"):
+    with pytest.raises(dataset.DatasetError, match=r"must be one of cifar10, .* or a folder .*'cifar100'"):
         catalogue.load("cifar100", tmp_path)
     with pytest.raises(dataset.DatasetError, match="split must be 'train' or 'test', not 'validation'"):
         catalogue.load_split("mnist", "validation", tmp_path)
@@ -183,3 +184,65 @@ def test_a_users_data_is_looked_at(change, text):
     with pytest.raises(dataset.DatasetError, match=text):
         changed = replace(split, **{name: function(getattr(split, name)) for name, function in change.items()})
         dataset.DataSet("mine", changed, split, tuple("abcd"))
+
+
+# Folders of pictures
+
+
+def fill(folder: Path, **counts: int) -> None:
+    """Pictures of one grey each, another one in each picture of a class; a class of `counts` begins at a grey of its
+    own."""
+    for first, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (5 + number, 9), 60 * first + number).save(folder / name / f"{number:02}.png")
+
+
+def greys(split: dataset.Split) -> list[tuple[int, int]]:
+    """(grey, label) of each picture, all of whose pixels must be equal."""
+    assert all(len(np.unique(image)) == 1 for image in split.images)
+    return sorted(zip(split.images[:, 0, 0, 0].tolist(), split.labels.tolist(), strict=True))
+
+
+def test_a_folder_of_pictures_is_a_data_set(tmp_path):
+    fill(tmp_path / "pets", cat=11, dog=4)
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no picture")
+    seen = []
+    loaded = catalogue.load(str(tmp_path / "pets"), shape=(1, 6, 8), progress=lambda *done: seen.append(done))
+    assert loaded.name == "pets" and loaded.classes == ("cat", "dog")
+    assert loaded.train.images.shape == (11, 1, 6, 8) and loaded.test.images.shape == (4, 1, 6, 8)
+    assert greys(loaded.test) == [(0, 0), (5, 0), (10, 0), (60, 1)], "every fifth of each class, by name"
+    expected = [(n, 0) for n in range(11) if n % 5] + [(60 + n, 1) for n in (1, 2, 3)]
+    assert greys(loaded.train) == expected
+    assert loaded.train.labels.tolist() != sorted(loaded.train.labels.tolist()), "classes must be mixed"
+    assert loaded.digest() == catalogue.load(str(tmp_path / "pets"), shape=(1, 6, 8)).digest()
+    assert seen == [(n, 11) for n in range(1, 12)] + [(n, 4) for n in range(1, 5)]
+    assert catalogue.load(str(tmp_path / "pets")).train.images.shape == (11, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_folder_may_say_what_is_for_testing(tmp_path, name):
+    fill(tmp_path / "train", cat=3, dog=2)
+    fill(tmp_path / name, cat=1, dog=2)
+    loaded = catalogue.load(str(tmp_path), shape=(1, 6, 8))
+    assert greys(loaded.train) == [(0, 0), (1, 0), (2, 0), (60, 1), (61, 1)]
+    assert greys(loaded.test) == [(0, 0), (60, 1), (61, 1)]
+
+
+def test_folders_that_are_no_data_set_are_refused(tmp_path):
+    def refused(kind: Path, text: str, **options) -> None:
+        with pytest.raises(dataset.DatasetError, match=text):
+            catalogue.load(str(kind), **options)
+
+    fill(tmp_path / "one", cat=2)
+    refused(tmp_path / "one", "one must hold a folder of pictures for each class, at least two, not cat")
+    fill(tmp_path / "empty", cat=6, dog=0)
+    refused(tmp_path / "empty", r"dog must hold pictures \(\.bmp, .*\), at least two")
+    fill(tmp_path / "untested" / "train", cat=2, dog=2)
+    refused(tmp_path / "untested", "none for testing: test/ is not there")
+    fill(tmp_path / "untested" / "test", cat=2, fox=2)
+    refused(tmp_path / "untested", "test must hold no classes but those to train on, not fox")
+    fill(tmp_path / "damaged", cat=2, dog=2)
+    (tmp_path / "damaged" / "dog" / "00.png").write_bytes(b"no picture")
+    refused(tmp_path / "damaged", r"00\.png: is not a picture that can be read .*; mend it or take it away")
+    refused(tmp_path / "one", "so no other folder .* can be named", folder=tmp_path)

@@ -256,9 +256,9 @@ def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
         4,
         "--seed",
         7,
-        "--weights",
+        "--weight-bits",
         3,
-        "--activations",
+        "--activation-bits",
         2,
         "--first",
         7,
@@ -296,6 +296,108 @@ def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
     network = load(tmp_path / "model.onnx")
     assert kept_density(network, 1) < 0.26 < 0.5 < kept_density(network, GROUP), "single weights must be pruned"
     assert 1 < max(np.abs(op.weights).max() for op in network.ops[1:-1] if hasattr(op, "weights")) <= 3
+
+
+# The user's own pictures and network
+
+OWN_NETWORK = """
+import layers
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(*layers.block(3, 8), *layers.block(8, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.last = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        return self.last(self.layers(x))
+
+
+def small():
+    return Net(2)
+
+
+def grey(in_channels, classes):
+    return nn.Conv2d(1, classes, 3)
+"""
+OWN_LAYERS = """
+from torch import nn
+
+
+def block(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with a user's network, and with pictures of three classes, more of one than of another, of all sizes."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "net.py").write_text(OWN_NETWORK)
+    (folder / "layers.py").write_text(OWN_LAYERS)
+    rng = np.random.default_rng(SEED)
+    for channel, (name, count) in enumerate({"grass": 30, "sea": 20, "tomato": 15}.items()):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(count):
+            picture = rng.integers(0, 128, (*rng.integers(9, 40, 2), 3), dtype=np.uint8)
+            picture[..., (1, 2, 0)[channel]] += 100
+            Image.fromarray(picture).save(folder / "pictures" / name / f"{number:02}.png")
+    return folder
+
+
+def test_own_pictures_and_own_network_become_a_label(own, tmp_path, overlay_path):
+    """From a folder of pictures to the names of classes by `sentei run`, without a line of Python."""
+    overlay_path("8x8")
+    model = tmp_path / "net.onnx"
+    network = ("--network", f"{own / 'net.py'}:Net")
+    short = ("--epochs", 4, "--float-epochs", 12, "--float-cycles", 1, "--geometry", "8x8", "--work", tmp_path / "work")
+    data = ("--data", own / "pictures", "--size", "12x16")
+    code, text, said = sentei("train", *network, *data, *short, "-o", model)
+    assert (code, said) == (0, ""), said
+    card = json.loads(model.with_suffix(".json").read_text())
+    assert card["classes"] == ["grass", "sea", "tomato"] and card["data"] == "pictures" and card["train_images"] == 52
+    assert card["accuracy"] > 0.9 and card["plan"]["max_shift"] == 1 and card["plan"]["mirror"]
+    assert load(model).tensors[load(model).input].shape == (3, 12, 16)
+    pictures = [own / "pictures" / name / f"{number:02}.png" for name in card["classes"] for number in (0, 5)]
+    figures = tmp_path / "run.json"
+    code, text, said = sentei("run", model, *pictures, "--geometry", "8x8", "--json", figures)
+    assert (code, said) == (0, ""), said
+    labels = [result["label"] for result in json.loads(figures.read_text())["pictures"]]
+    split = catalogue.load_split(str(own / "pictures"), "test", shape=(3, 12, 16))
+    predicted = reference.predict(load(model), split.images).argmax(1)
+    assert labels == [card["classes"][predicted[number]] for number in (0, 1, 6, 7, 10, 11)]
+    assert sum(label == path.parent.name for label, path in zip(labels, pictures, strict=True)) >= 5
+    code, text, said = sentei("accuracy", model, "--data", own / "pictures", "--compare", 13, "--json", figures)
+    assert (code, said) == (0, "") and "13 test images" in text
+    assert json.loads(figures.read_text())["models"]["net"]["accuracy"] == card["accuracy"]
+    shutil.copy(tmp_path / "work" / "Net-pictures" / "float.pt", tmp_path / "mine.pt")
+    again = ("--weights", tmp_path / "mine.pt", "--restart", "--no-mirror")
+    code, text, said = sentei("train", *network, *data, *short, *again, "-o", tmp_path / "again.onnx")
+    assert (code, said) == (0, "") and "float" not in text.partition("again.onnx")[0], "the float network is there"
+    assert not json.loads((tmp_path / "again.json").read_text())["plan"]["mirror"]
+    assert [path.name for path in (tmp_path / "work" / "Net-pictures").iterdir()] == ["keep-1.pt"]
+
+
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        ("net.py:None", r"net\.py:None makes no network .*: AttributeError: .* has no attribute 'None'"),
+        ("net.py:small", "must make 3 numbers of an image, one for each class, not \\(2,\\); a parameter `classes`"),
+        ("net.py:grey", "makes no network for images .*: RuntimeError: "),
+        ("missing.py:Net", "--network must be FILE.py:NAME, a file and a class or function in it, not "),
+        ("net.py", "--network must be FILE.py:NAME"),
+    ],
+)
+def test_own_networks_that_cannot_be_are_refused(own, tmp_path, network, text):
+    options = ("--data", own / "pictures", "-o", tmp_path / "model.onnx", "--work", tmp_path)
+    refused("train", "--network", own / network, *options, text=text)
+
+
+def test_one_network_must_be_named(own, tmp_path):
+    for network in ((), ("resnet8", "--network", own / "net.py:Net")):
+        refused("train", *network, "-o", tmp_path / "model.onnx", text="name one network: one of the project's, or")
 
 
 # The curve
@@ -450,9 +552,9 @@ def test_accuracy_needs_no_card(cifar, trained, tmp_path):
         (("--layer", "nowhere*=1/2"), r"layer 'nowhere\*': the name must match one of stem\.0, "),
         (("--layer", "*=2"), r"layer '\*': the density must lie between 0 and 1, not be 2"),
         (("--group", "5", "--layer", "blocks.0.*=1/2"), r"blocks\.0\.conv1\.0, .*do not divide into blocks of 5"),
-        (("--weights", "9"), "weights must be quantized to between 2 and 8 bits, not 9"),
-        (("--activations", "8"), "activations must be quantized to between 2 and 4 bits, not 8"),
-        (("--data", "imagenet"), "the data set must be one of cifar10, fashion-mnist, mnist, not 'imagenet'"),
+        (("--weight-bits", "9"), "weights must be quantized to between 2 and 8 bits, not 9"),
+        (("--activation-bits", "8"), "activations must be quantized to between 2 and 4 bits, not 8"),
+        (("--data", "imagenet"), "the data set must be one of cifar10, .*, or a folder .*, not 'imagenet'"),
         (("--folder", "/nowhere"), r"/nowhere/data_batch_1\.bin does not exist: download .*; then name the folder"),
         (("--geometry", "9x9", "--group", "8"), "geometry must be one of 32x32, 16x16, 8x8, .*not '9x9'"),
         (("--memory", "fast"), "memory must be one of zynq-hp, ulx3s-sdram, .*not 'fast'"),
@@ -485,7 +587,7 @@ def test_numbers_out_of_range_are_usage_errors(tmp_path, options):
 
 
 def test_an_unknown_network_is_named_with_the_known_ones(tmp_path):
-    text = "the network must be one of resnet20, resnet8, fashion, not 'vgg'; for your own, see prune_and_retrain"
+    text = "the network must be one of resnet20, resnet8, fashion, not 'vgg'; your own is --network FILE.py:NAME"
     refused("train", "vgg", "-o", tmp_path / "model.onnx", text=text)
     refused("curve", "vgg", "-o", tmp_path, "--report", tmp_path / "curve.png", text=text)
 
@@ -560,7 +662,7 @@ def test_accuracy_names_what_it_cannot_use(cifar, tmp_path, trained):
     refused("accuracy", model, "--folder", tmp_path, text=r"test_batch\.bin does not exist: download .* SENTEI_CIFAR10")
     refused("accuracy", model, "--folder", cifar, "--geometry", "9x9", text="geometry must be one of 32x32")
     refused("accuracy", model, model, "--folder", cifar, text="the models must have different names")
-    refused("accuracy", model, "--data", "cifar", text="must be one of cifar10, fashion-mnist, mnist, not 'cifar'")
+    refused("accuracy", model, "--data", "cifar", text="must be one of cifar10, .*, or a folder .*, not 'cifar'")
     onnx.save(small_model(), tmp_path / "small.onnx")
     refused("accuracy", tmp_path / "small.onnx", "--folder", cifar, text=r"images must have shape \(N, 1, 10, 12\)")
     (tmp_path / "file").write_text("")
