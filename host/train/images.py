@@ -33,18 +33,30 @@ def to_input(images: Tensor) -> Tensor:
     return (images.float() * PIXEL_SCALE).contiguous(memory_format=torch.channels_last)
 
 
-def augment(images: Tensor, max_shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Each image (N, C, H, W) moved by up to max_shift pixels, and mirrored by chance."""
+def random_moves(count: int, max_shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
+    """How images are changed, (3, count) int64: rows and columns that they are moved by, and whether mirrored."""
+    corner = torch.randint(0, 2 * max_shift + 1, (2, count), generator=generator)
+    mirrored = torch.rand((count,), generator=generator) < 0.5 * mirror
+    return torch.cat([corner, mirrored[None]])
+
+
+def moved(images: Tensor, moves: Tensor, max_shift: int) -> Tensor:
+    """Each image (N, C, H, W) as its column of `random_moves` says, which lies on the same device."""
     count, channels, height, width = images.shape
     padded = F.pad(images, [max_shift] * 4)
-    corner = torch.randint(0, 2 * max_shift + 1, (2, count, 1), generator=generator)
-    mirrored = torch.rand((count, 1), generator=generator) < 0.5 * mirror
-    columns = corner[1] + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
-    rows = corner[0] + torch.arange(height)
-    columns, rows = columns.to(images.device), rows.to(images.device)
+    across = torch.arange(width, device=images.device)
+    row, column, mirrored = moves[..., None]
+    columns = column + torch.where(mirrored > 0, across.flip(0), across)
+    rows = row + torch.arange(height, device=images.device)
     sample = torch.arange(count, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[None, :, None, None]
     return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def augment(images: Tensor, max_shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) moved by up to max_shift pixels, and mirrored by chance."""
+    moves = random_moves(len(images), max_shift, mirror, generator)
+    return moved(images, moves.to(images.device), max_shift)
 
 
 def best_device() -> torch.device:

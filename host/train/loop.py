@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,7 +31,15 @@ from sentei.host.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from sentei.host.train.images import Images, augment, computes_in_bfloat16, device_of, keep_freed_memory, to_input
+from sentei.host.train.images import (
+    Images,
+    computes_in_bfloat16,
+    device_of,
+    keep_freed_memory,
+    moved,
+    random_moves,
+    to_input,
+)
 from sentei.overlay.errors import SenteiError
 
 _MOMENTUM = 0.9
@@ -66,7 +76,7 @@ class Moment:
     epochs: int
     step: int
     steps: int
-    loss: float  # mean of the epoch so far
+    loss: float  # mean of the epoch so far; on a GPU, of the one before
     accuracy: float | None  # after the last epoch
     density: float = 1.0  # kernel elements kept
     ends_epoch: bool = False  # `accuracy` is this epoch's
@@ -80,10 +90,10 @@ def ignore(moment: Moment) -> None:
 def accuracy(network: nn.Module, data: Images, batch: int = 500) -> float:
     """The share of images classified as labelled."""
     network.eval()
-    right = 0
+    right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
     for images, labels in zip(data.images.split(batch), data.labels.split(batch), strict=True):
-        right += (network(to_input(images)).argmax(1) == labels).sum().item()
-    return right / len(data)
+        right += (network(to_input(images)).argmax(1) == labels).sum()
+    return right.item() / len(data)
 
 
 def fit(
@@ -100,16 +110,18 @@ def fit(
     teacher: nn.Module | None = None,
     before_step: Callable[[float], None] = lambda progress: None,
     watch: Callable[[Moment], None] = ignore,
+    compiled: bool | None = None,
 ) -> float:
     """Train in place and return the seconds it took, those before a resume included.
 
-    ``before_step`` is called with the progress in [0, 1] before each step (to prune), ``watch`` after it.  With
-    ``resume``, training continues after the last epoch in ``checkpoint`` if that file exists and was written with the
-    same ``settings``.  TrainingError if the loss is no finite number, CheckpointError if the checkpoint cannot be
-    written or belongs to another run; the last checkpoint stays as it was.
+    ``before_step`` is called with the progress in [0, 1] before each step (to prune), ``watch`` after it; on a GPU the
+    loss it is told is that of the epoch before.  A step is ``compiled`` on a GPU, if it can be, and not on a CPU, where
+    it gains nothing.  With ``resume``, training continues after the last epoch in ``checkpoint`` if that file exists
+    and was written with the same ``settings``.  TrainingError if the loss is no finite number, CheckpointError if the
+    checkpoint cannot be written or belongs to another run; the last checkpoint stays as it was.
     """
     keep_freed_memory()
-    training = _Training(network, train, recipe, stage, seed, teacher, checkpoint)
+    training = _Training(network, train, recipe, stage, seed, teacher, checkpoint, compiled)
     settings = identity(settings, seed, stage, recipe)
     done, seconds, reached = 0, 0.0, None
     if resume and checkpoint and checkpoint.exists():
@@ -140,9 +152,18 @@ class _Training:
         seed: int,
         teacher: nn.Module | None,
         checkpoint: Path | None,
+        compiled: bool | None,
     ):
         self.network, self.train, self.recipe, self.teacher = network, train, recipe, teacher
         self.stage, self.seed, self.checkpoint = stage, seed, checkpoint
+        self.device = train.images.device
+        self.waits = self.device.type == "cpu"  # to look at the loss after each step
+        self.mean = math.nan  # of the losses of an epoch, as far as it is known
+        self.eager_loss = partial(_loss, network, teacher, recipe, computes_in_bfloat16(self.device))
+        self.loss: Callable[[Tensor, Tensor], Tensor] = self.eager_loss
+        if compiled or (compiled is None and self.device.type == "cuda"):
+            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+            self.loss = torch.compile(self.eager_loss, mode=mode, dynamic=False)
         self.steps = max(1, len(train) // recipe.batch)  # of an epoch
         trained = [p for p in network.parameters() if p.requires_grad]
         decayed = [p for p in trained if p.dim() > 1]
@@ -182,28 +203,51 @@ class _Training:
         recipe, train = self.recipe, self.train
         torch.manual_seed((self.seed << 16) + epoch)
         generator = torch.Generator().manual_seed((self.seed << 16) + epoch)
-        order = torch.randperm(len(train), generator=generator)
+        # All that is drawn goes to the device at once: within an epoch, nothing waits for a GPU.
+        batch = min(recipe.batch, len(train))
+        order = torch.randperm(len(train), generator=generator).to(self.device)
+        moves = torch.stack(
+            [random_moves(batch, recipe.max_shift, recipe.mirror, generator) for _ in range(self.steps)]
+        ).to(self.device)
         self.network.train()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for step in range(self.steps):
             before_step((epoch * self.steps + step) / (recipe.epochs * self.steps))
-            chosen = order[step * recipe.batch : (step + 1) * recipe.batch].to(train.images.device)
-            inputs = to_input(augment(train.images[chosen], recipe.max_shift, recipe.mirror, generator))
-            loss = _loss(self.network, self.teacher, inputs, train.labels[chosen], recipe)
-            if not math.isfinite(value := loss.item()):
-                raise TrainingError(
-                    f"{self.stage}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; {self._remedy(epoch)}"
-                )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            chosen = order[step * batch : (step + 1) * batch]
+            inputs = to_input(moved(train.images[chosen], moves[step], recipe.max_shift))
+            total += self.step(inputs, train.labels[chosen])
             self.schedule.step()
-            total += value
-            yield total / (step + 1)
+            if self.waits or step + 1 == self.steps:
+                self.mean = total.item() / (step + 1)
+                if not math.isfinite(self.mean):
+                    raise TrainingError(
+                        f"{self.stage}: the loss is {self.mean} in epoch {epoch + 1}, step {step + 1}; "
+                        f"{self._remedy(epoch)}"
+                    )
+            yield self.mean
         if not all(tensor.isfinite().all() for tensor in self.network.state_dict().values()):
             raise TrainingError(
                 f"{self.stage}: weights are no finite numbers after epoch {epoch + 1}; {self._remedy(epoch)}"
             )
+
+    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """One step of the optimizer; returns the loss of the weights before it."""
+        torch.compiler.cudagraph_mark_step_begin()
+        self.optimizer.zero_grad()
+        try:
+            loss = self.loss(inputs, labels)
+            loss.backward()
+        except Exception as error:  # a compiler may raise anything; what is wrong with the step itself comes again
+            if self.loss is self.eager_loss:
+                raise
+            warnings.warn(
+                f"{self.stage}: the step cannot be compiled ({first_line(error)}); training goes on without, slower",
+                stacklevel=2,
+            )
+            self.loss = self.eager_loss
+            return self.step(inputs, labels)
+        self.optimizer.step()
+        return loss.detach()
 
     def _remedy(self, epochs: int) -> str:
         return f"lower the learning rate ({self.recipe.learning_rate})" + (
@@ -233,9 +277,11 @@ def one_cycle(progress: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP))
 
 
-def _loss(network: nn.Module, teacher: nn.Module | None, inputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+def _loss(
+    network: nn.Module, teacher: nn.Module | None, recipe: Recipe, bfloat16: bool, inputs: Tensor, labels: Tensor
+) -> Tensor:
     """Cross entropy, mixed with the teacher's softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
-    autocast = torch.autocast(inputs.device.type, torch.bfloat16, enabled=computes_in_bfloat16(inputs.device))
+    autocast = torch.autocast(inputs.device.type, torch.bfloat16, enabled=bfloat16)
     with autocast:
         logits = network(inputs).float()
     loss = F.cross_entropy(logits, labels)

@@ -60,7 +60,10 @@ def cubic_density(progress: float, start: float, final: float) -> float:
 
 
 class SlotMask(nn.Module):
-    """Parametrization of a convolution's weight (O, I, kh, kw): zero outside the kept slots."""
+    """Parametrization of a convolution's weight (O, I, kh, kw): zero outside the kept slots.
+
+    `density` and `is_final` say of the buffers what training asks for at each step, without waiting for a GPU.
+    """
 
     kept: Tensor
     final: Tensor
@@ -71,12 +74,24 @@ class SlotMask(nn.Module):
         self.register_buffer("final", torch.tensor(True, device=weight.device))
         shape = (weight.shape[0] // group, *weight.shape[1:])
         self.register_buffer("kept", torch.ones(shape, dtype=torch.bool, device=weight.device))
+        self.density, self.is_final = 1.0, True
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.kept.repeat_interleave(self.group, dim=0)
 
-    def density(self) -> float:
-        return int(self.kept.sum()) / self.kept.numel()
+    def set_final(self, final: bool) -> None:
+        self.final.fill_(final)
+        self.is_final = final
+
+    def keep_largest(self, importance: Tensor, count: int) -> None:
+        """Keep the `count` most important slots of each row of `importance`, (rows, ...)."""
+        self.kept.copy_(largest_slots(importance, count).view_as(self.kept))
+        self.density = count * len(importance) / self.kept.numel()
+
+    def _load_from_state_dict(self, *arguments) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.density = int(self.kept.sum()) / self.kept.numel()
+        self.is_final = bool(self.final)
 
 
 class Pruner:
@@ -176,25 +191,25 @@ class Pruner:
         self.target = self.plan(keep)
         self.start = self.densities()
         for mask in self.masks.values():
-            mask.final.fill_(False)
+            mask.set_final(False)
 
     @torch.no_grad()
     def update(self, progress: float) -> None:
         """Choose the masks for ``progress`` in [0, 1] of the schedule; at 1 they are final, later calls do nothing."""
         for name, mask in self.masks.items():
-            if mask.final:
+            if mask.is_final:
                 continue
             density = cubic_density(progress, self.start[name], self.target[name])
             importance = slot_importance(self.weights[name], mask.group)
             if not self.aligned:
                 importance = importance[None]
             count = max(1, round(density * importance[0].numel()))
-            mask.kept.copy_(largest_slots(importance, count).view_as(mask.kept))
-            mask.final.fill_(progress >= 1.0)
+            mask.keep_largest(importance, count)
+            mask.set_final(progress >= 1.0)
 
     def densities(self) -> dict[str, float]:
         """The fraction of kernel elements that each pruned layer keeps now."""
-        return {name: mask.density() for name, mask in self.masks.items()}
+        return {name: mask.density for name, mask in self.masks.items()}
 
     def density(self) -> float:
         """The fraction of kernel elements that all convolutions together keep now."""

@@ -23,21 +23,22 @@ from helpers.random_pictures import CLASSES, SEED, data_set, split_of
 from helpers.training import GROUP, KEEPS, PLAN, Tiny, check_export, head, quantizers_of, tiny
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentei.host.datasets import dataset
 from sentei.host.errors import UnsupportedModel
 from sentei.host.network import reference
 from sentei.host.network.ir import kept_density
-from sentei.host.train import pipeline
+from sentei.host.train import loop, pipeline
 from sentei.host.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from sentei.host.train.export import ExportError
 from sentei.host.train.images import Images, augment, to_input
-from sentei.host.train.loop import Recipe, TrainingError, accuracy, estimate_norms, fit, one_cycle
+from sentei.host.train.kernel_size import hold_kernel_sizes
+from sentei.host.train.loop import Recipe, TrainingError, _Training, accuracy, estimate_norms, fit, one_cycle
 from sentei.host.train.networks import NETWORKS
 from sentei.host.train.pipeline import Plan, load_float, prune_and_retrain
-from sentei.host.train.prune import (
-    PruneError,
-)
+from sentei.host.train.prune import PruneError, Pruner
+from sentei.host.train.quantize import quantize
 from sentei.host.train.quantizers import (
     UnsupportedNetworkError,
 )
@@ -389,6 +390,91 @@ def run_fit(network: nn.Module, *, recipe: Recipe | None = None, seed: int = SEE
     images = Images(split_of(16))
     recipe = recipe or Recipe(epochs=2, learning_rate=0.05, batch=8)
     return fit(network, images, images, recipe, seed=seed, stage="tiny", **options)
+
+
+def quantized(teacher: nn.Module) -> tuple[nn.Module, Pruner]:
+    """A network in 4 bits that is being pruned to half, in training."""
+    student = quantize(teacher, to_input(Images(split_of(16)).images))
+    pruner = Pruner(student, GROUP)
+    hold_kernel_sizes(student)
+    pruner.begin(Fraction(1, 2))
+    return student, pruner
+
+
+def test_a_compiled_step_trains_to_the_same_weights(recwarn, monkeypatch):
+    """Quantized, pruned and taught, in float32; without dropout, whose chances the compiler draws otherwise. Sums
+    differ by their order, and so may roundings to 4 bits now and then."""
+    monkeypatch.setattr(loop, "computes_in_bfloat16", lambda device: False)
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    teacher = tiny()
+    teacher.head[2] = nn.Identity()
+    start, trained = [], []
+    for compiled in (False, True):
+        student, pruner = quantized(teacher)
+        start = [p.detach().clone() for p in student.parameters()]
+        recipe = Recipe(epochs=3, learning_rate=0.02, batch=8, distillation=0.5)
+        update = lambda progress, pruner=pruner: pruner.update(2 * progress)  # noqa: E731
+        run_fit(student, recipe=recipe, teacher=teacher.eval(), before_step=update, compiled=compiled)
+        trained.append(list(student.parameters()))
+        masks = [mask.kept for mask in pruner.masks.values()]
+        assert pruner.density() < 0.6 and sum(int(mask.sum()) for mask in masks) < sum(mask.numel() for mask in masks)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before, "nothing was compiled"
+    assert not [warning for warning in recwarn if "cannot be compiled" in str(warning.message)]
+    for first, eager, compiled in zip(start, *trained, strict=True):
+        moved = (eager - first).norm()
+        assert (compiled - eager).norm() <= 0.02 * moved + 1e-6, (moved, (compiled - eager).norm())
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
+    def fails(function, **options):
+        def compiled(*arguments):
+            raise RuntimeError("no compiler on this machine\nand more lines")
+
+        return compiled
+
+    whole, fallen = tiny(), tiny()
+    run_fit(whole)
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.warns(UserWarning, match=r"tiny: the step cannot be compiled \(no compiler on this machine\)"):
+        run_fit(fallen, compiled=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), fallen.parameters(), strict=True))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what waits for a GPU: numbers that leave it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_a_gpu_within_an_epoch():
+    """A CPU stands for it, which is not asked for the loss after each step; pruning and its density are told."""
+    teacher = tiny()
+    student, pruner = quantized(teacher)
+    images = Images(split_of(64))
+    recipe = Recipe(epochs=2, learning_rate=0.02, batch=8, distillation=0.5)
+    training = _Training(student, images, recipe, "tiny", SEED, teacher.eval(), None, False)
+    training.waits = False
+    losses, densities = [], []
+    with Waits() as waits:
+        for loss in training.epoch(0, lambda progress: pruner.update(2 * progress)):
+            losses.append(loss)
+            densities.append(pruner.density())
+            if len(losses) == training.steps - 1:
+                assert waits.count == 0
+    assert len(losses) == 8 and math.isfinite(losses[-1]) and all(map(math.isnan, losses[:-1]))
+    assert densities[0] > densities[-1] > 0.49
+    assert densities[-1] == pytest.approx(
+        sum(int(mask.kept.sum()) * mask.group for mask in pruner.masks.values()) / sum(pruner.elements.values())
+        + (sum(pruner.elements.values()) - sum(pruner.elements[name] for name in pruner.layers))
+        / sum(pruner.elements.values())
+    )
+    for loss in training.epoch(1, lambda progress: None):
+        assert math.isfinite(loss), "until an epoch ends, the loss is that of the one before"
 
 
 def test_a_loss_that_is_no_number_ends_training_and_the_last_checkpoint_stays(tmp_path):
