@@ -60,8 +60,10 @@ def train(
     lose the same ones.
     """
     check_suffix(output, ".onnx")
-    run = TrainingRun(options)
-    for point in run.points([density_of(keep)]):
+    run, keeps = TrainingRun(options), [density_of(keep)]
+    if not run.writes:
+        return run.help_along(keeps)
+    for point in run.points(keeps):
         run.write(point, output)
 
 
@@ -83,10 +85,12 @@ def curve(
     from sentei.host.apps.charts import curve_chart
 
     check_suffix(report, ".png")
-    run = TrainingRun(options)
+    run, keeps = TrainingRun(options), [density_of(text) for text in keep.split(",")]
+    if not run.writes:
+        return run.help_along(keeps)
     stem = name or f"{run.name}-{run.data.name}"
     cards = []
-    for point in run.points([density_of(text) for text in keep.split(",")]):
+    for point in run.points(keeps):
         label = DENSITY_NAMES.get(str(point.keep), f"keep-{str(point.keep).replace('/', '-')}")
         cards.append(run.write(point, output / f"{stem}-{label}.onnx"))
     figures = {
@@ -187,7 +191,7 @@ def accuracy(
 def _same_labels(model: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, bool | None]:
     """Whether qonnx gives the images the reference's labels, and whether PyTorch did when the model was written: None
     if its card has no labels."""
-    from sentei.host.train.evaluate import qonnx_logits
+    from sentei.host.apps.evaluate import qonnx_logits
 
     inputs = images.astype(np.float32) / 256
     by_qonnx = qonnx_logits(model, inputs, batch=len(inputs)).argmax(1)

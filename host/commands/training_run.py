@@ -77,9 +77,13 @@ class TrainingRun:
                 f"training needs PyTorch and Brevitas ({error}): install the package's extra 'train', "
                 "as `make setup-train` does"
             ) from error
+        from sentei.host.train import processes
         from sentei.host.train.networks import NETWORKS, own_network
         from sentei.host.train.quantizers import Precision
 
+        processes.join()
+        self.writes = processes.rank() == 0
+        console.quiet = not self.writes
         self.geometry = options.geometry
         self.memory = options.memory
         self.weights = options.weights
@@ -123,8 +127,9 @@ class TrainingRun:
         if options.restart:
             if self.resume:
                 raise InputError("--resume and --restart exclude each other: continue, or begin anew")
-            for path in self.work.glob("*.pt"):
+            for path in self.work.glob("*.pt") if self.writes else ():
                 path.unlink()
+            processes.wait()
 
     def points(self, keeps: list[Fraction]) -> Iterator[Point]:
         """Train, under a progress bar over all epochs."""
@@ -149,6 +154,11 @@ class TrainingRun:
                 geometry=self.array,
                 watch=watch,
             )
+
+    def help_along(self, keeps: list[Fraction]) -> None:
+        """Train with the process that writes."""
+        for _ in self.points(keeps):
+            pass
 
     def write(self, point: Point, path: Path) -> dict:
         """Export a point, measure it, and write its card; returns the card."""

@@ -60,8 +60,8 @@ def augment(images: Tensor, max_shift: int, mirror: bool, generator: torch.Gener
 
 
 def best_device() -> torch.device:
-    """A GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A GPU where there is one (this process's own), else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

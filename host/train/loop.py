@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
+from sentei.host.train import processes
 from sentei.host.train.checkpoint import (
     OTHER_RUN,
     CheckpointError,
@@ -90,10 +91,11 @@ def ignore(moment: Moment) -> None:
 def accuracy(network: nn.Module, data: Images, batch: int = 500) -> float:
     """The share of images classified as labelled."""
     network.eval()
+    own_images, own_labels = processes.share(data.images), processes.share(data.labels)
     right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
-    for images, labels in zip(data.images.split(batch), data.labels.split(batch), strict=True):
+    for images, labels in zip(own_images.split(batch), own_labels.split(batch), strict=True):
         right += (network(to_input(images)).argmax(1) == labels).sum()
-    return right.item() / len(data)
+    return processes.total(right).item() / len(data)
 
 
 def fit(
@@ -129,12 +131,13 @@ def fit(
         watch(Moment(stage, done, recipe.epochs, 0, training.steps, math.nan, reached))
     for epoch in range(done, recipe.epochs):
         start = time.monotonic()
-        for step, loss in enumerate(training.epoch(epoch, before_step), 1):
-            watch(Moment(stage, epoch, recipe.epochs, step, training.steps, loss, reached))
+        with processes.common_norms(network):
+            for step, loss in enumerate(training.epoch(epoch, before_step), 1):
+                watch(Moment(stage, epoch, recipe.epochs, step, training.steps, loss, reached))
         reached = accuracy(network, test)
         watch(Moment(stage, epoch, recipe.epochs, training.steps, training.steps, loss, reached, ends_epoch=True))
         seconds += time.monotonic() - start
-        if checkpoint:
+        if checkpoint and processes.rank() == 0:
             state = {"settings": settings, "epochs": epoch + 1, "seconds": seconds, "accuracy": reached}
             save_checkpoint(training.state() | state, checkpoint)
     return seconds
@@ -159,11 +162,16 @@ class _Training:
         self.device = train.images.device
         self.waits = self.device.type == "cpu"  # to look at the loss after each step
         self.mean = math.nan  # of the losses of an epoch, as far as it is known
-        self.eager_loss = partial(_loss, network, teacher, recipe, computes_in_bfloat16(self.device))
+        self.eager_loss = partial(
+            _loss, processes.with_common_gradients(network), teacher, recipe, computes_in_bfloat16(self.device)
+        )
         self.loss: Callable[[Tensor, Tensor], Tensor] = self.eager_loss
         if compiled or (compiled is None and self.device.type == "cuda"):
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.loss = torch.compile(self.eager_loss, mode=mode, dynamic=False)
+        self.batch = min(recipe.batch, len(train))
+        if self.batch % processes.count():
+            raise TrainingError(f"{self.batch} images of a batch cannot be shared by {processes.count()} processes")
         self.steps = max(1, len(train) // recipe.batch)  # of an epoch
         trained = [p for p in network.parameters() if p.requires_grad]
         decayed = [p for p in trained if p.dim() > 1]
@@ -204,21 +212,21 @@ class _Training:
         torch.manual_seed((self.seed << 16) + epoch)
         generator = torch.Generator().manual_seed((self.seed << 16) + epoch)
         # All that is drawn goes to the device at once: within an epoch, nothing waits for a GPU.
-        batch = min(recipe.batch, len(train))
         order = torch.randperm(len(train), generator=generator).to(self.device)
         moves = torch.stack(
-            [random_moves(batch, recipe.max_shift, recipe.mirror, generator) for _ in range(self.steps)]
+            [random_moves(self.batch, recipe.max_shift, recipe.mirror, generator) for _ in range(self.steps)]
         ).to(self.device)
         self.network.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for step in range(self.steps):
             before_step((epoch * self.steps + step) / (recipe.epochs * self.steps))
-            chosen = order[step * batch : (step + 1) * batch]
-            inputs = to_input(moved(train.images[chosen], moves[step], recipe.max_shift))
+            chosen = processes.share(order[step * self.batch : (step + 1) * self.batch])
+            own_moves = processes.share(moves[step].T).T
+            inputs = to_input(moved(train.images[chosen], own_moves, recipe.max_shift))
             total += self.step(inputs, train.labels[chosen])
             self.schedule.step()
             if self.waits or step + 1 == self.steps:
-                self.mean = total.item() / (step + 1)
+                self.mean = processes.total(total).item() / (step + 1) / processes.count()
                 if not math.isfinite(self.mean):
                     raise TrainingError(
                         f"{self.stage}: the loss is {self.mean} in epoch {epoch + 1}, step {step + 1}; "

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sentei.host.datasets.dataset import DataSet, DatasetError, Split
+from sentei.host.train import processes
 from sentei.host.train.checkpoint import (
     OTHER_RUN,
     CheckpointError,
@@ -148,6 +149,7 @@ def prune_and_retrain(
     densities = [_density_stages(plan, keeps[: index + 1], run) for index in range(len(keeps))]
     if work:
         _check_checkpoints(work, floats, [stage for stages in densities for stage in stages], resume)
+    processes.wait()  # before one of them writes what another would find
     for stage in floats:
         fit(
             teacher,

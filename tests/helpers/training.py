@@ -19,9 +19,9 @@ from helpers.random_pictures import CLASSES, SEED, SIZE, split_of
 from torch import nn
 from torch.nn import functional as F
 
+from sentei.host.apps.evaluate import qonnx_logits
 from sentei.host.frontend import importer as frontend
 from sentei.host.network import reference
-from sentei.host.train.evaluate import qonnx_logits
 from sentei.host.train.export import export
 from sentei.host.train.images import to_input
 from sentei.host.train.loop import estimate_norms
