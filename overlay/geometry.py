@@ -51,11 +51,16 @@ class Geometry:
             if value & (value - 1) or not low <= value <= high:
                 raise GeometryError(f"{name} must be a power of two from {low} to {high}, not {value!r}")
 
+        for name, low, high in (("columns", 2, 64), ("groups", 1, 8), ("requantizers", 1, 8)):
+            if not low <= getattr(self, name) <= high:
+                raise GeometryError(f"{name} must be {low} to {high}, not {getattr(self, name)!r}")
+        if self.columns % self.groups:
+            raise GeometryError(f"columns must be a multiple of groups ({self.groups}), not {self.columns}")
+        if self.groups % self.requantizers:
+            raise GeometryError(f"requantizers must divide groups ({self.groups}), not be {self.requantizers}")
         for name, low, high in (
             ("lanes", 4, 64),
-            ("columns", 2, 64),
-            ("groups", 1, 8),
-            ("requantizers", 1, 8),
+            ("group_columns", 1, 64),
             ("activation_words", 64, 65536),
             ("stream_words", 64, 32768),
             ("tile_entries", 16, 32768),
@@ -71,10 +76,6 @@ class Geometry:
             raise GeometryError(
                 f"lanes * activation_words must be at most {MAX_PIXELS}, not {self.lanes * self.activation_words}"
             )
-        if self.columns < self.groups:
-            raise GeometryError(f"columns must be at least groups ({self.groups}), not {self.columns}")
-        if self.requantizers > self.groups:
-            raise GeometryError(f"requantizers must be at most groups ({self.groups}), not {self.requantizers}")
         if not 12 <= self.accumulator_bits <= self.wide_bits:
             raise GeometryError(f"accumulator_bits must be 12 to wide_bits, not {self.accumulator_bits}")
         if not 12 <= self.search_bits < self.wide_bits:

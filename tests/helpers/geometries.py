@@ -11,9 +11,19 @@ ODD = Geometry(
 NARROW = Geometry(
     lanes=4, columns=32, groups=8, requantizers=8, wide_bits=32, activation_words=32768
 )  # eight result buses that contend for two memory banks
-PAGED = replace(
-    PRESETS["8x8"], tile_entries=16, tap_entries=256, mask_entries=64, channel_entries=32, instruction_words=16
-)  # tables for a part of a layer at a time, and eight instructions
+PAGED = Geometry(
+    lanes=8,
+    columns=12,
+    groups=3,
+    requantizers=1,
+    bus_bits=32,
+    activation_words=16384,
+    tile_entries=16,
+    tap_entries=256,
+    mask_entries=64,
+    channel_entries=32,
+    instruction_words=16,
+)  # three groups, no power of two; tables for a part of a layer at a time, and eight instructions
 LAYER_GEOMETRIES = {"8x8": PRESETS["8x8"], "32x32": PRESETS["32x32"], "odd": ODD, "narrow": NARROW, "paged": PAGED}
 LAYER_GEOMETRIES |= {"12F": SMALL, "45F": MEDIUM, "85F": LARGE}
 
