@@ -28,10 +28,11 @@ import numpy as np
 
 from sentei.overlay.errors import InputError, ProgramError
 from sentei.overlay.geometry import ALIGNMENT_BYTES, Geometry
-from sentei.overlay.instructions import FORMAT_VERSION, fingerprint
+from sentei.overlay.instructions import fingerprint
 from sentei.overlay.layout import PlaneLayout, Tiling
 from sentei.overlay.tail import OutputTail
 
+FILE_VERSION = 5  # of the header; what the gateware reads has the fingerprint
 MAGIC = b"SENTEI\r\n"
 PREFIX = struct.Struct("<8sIIQ32s")
 REMEDY = "compile the model again with `sentei compile`"
@@ -323,7 +324,7 @@ class Program:
     def to_bytes(self) -> bytes:
         header = json.dumps(self.header(), sort_keys=True).encode()
         digest = hashlib.sha256(header + self.data).digest()
-        return PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), len(self.data), digest) + header + self.data
+        return PREFIX.pack(MAGIC, FILE_VERSION, len(header), len(self.data), digest) + header + self.data
 
     def save(self, path: str | Path) -> None:
         """Write the file; an interrupted write leaves the old file, if any, untouched."""
@@ -357,10 +358,8 @@ class Program:
         if len(content) < PREFIX.size or content[:8] != MAGIC:
             raise ProgramError(f"{source}: is not a Sentei program file; {REMEDY}")
         _, version, header_bytes, data_bytes, digest = PREFIX.unpack_from(content)
-        if version != FORMAT_VERSION:
-            raise ProgramError(
-                f"{source}: has format version {version}, this software reads {FORMAT_VERSION}; {REMEDY}"
-            )
+        if version != FILE_VERSION:
+            raise ProgramError(f"{source}: has format version {version}, this software reads {FILE_VERSION}; {REMEDY}")
         expected = PREFIX.size + header_bytes + data_bytes
         if len(content) != expected:
             raise ProgramError(f"{source}: has {len(content)} bytes, its header says {expected}; copy it again")

@@ -17,9 +17,8 @@ from sentei.host.compiler.compile import compile_network
 from sentei.host.frontend.importer import load
 from sentei.overlay.errors import InputError, ProgramError
 from sentei.overlay.geometry import PRESETS
-from sentei.overlay.instructions import FORMAT_VERSION
 from sentei.overlay.layout import PlaneLayout
-from sentei.overlay.program import MAGIC, PREFIX, LayerInfo, Program, Stage, TensorInfo
+from sentei.overlay.program import FILE_VERSION, MAGIC, PREFIX, LayerInfo, Program, Stage, TensorInfo
 
 REMEDIES = ("copy it again", "compile the model again with `sentei compile`")
 FLIPS = 600
@@ -263,10 +262,10 @@ def test_a_transfer_that_changes_line_ends_is_refused(content, change):
     refused(content.replace(*change), "is not a Sentei program file")
 
 
-@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, 0xFFFFFFFF])
+@pytest.mark.parametrize("version", [0, FILE_VERSION - 1, FILE_VERSION + 1, 0xFFFFFFFF])
 def test_another_version_is_refused_with_both_numbers(content, version):
     damaged = content[:8] + struct.pack("<I", version) + content[12:]
-    refused(damaged, f"has format version {version}, this software reads {FORMAT_VERSION}; compile the model again")
+    refused(damaged, f"has format version {version}, this software reads {FILE_VERSION}; compile the model again")
 
 
 def test_other_files_are_refused():
