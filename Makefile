@@ -14,7 +14,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning lint docs area networks zoo performance ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f boards resources bridge superres clean
+.PHONY: help packages setup setup-train demo check test test-train test-long bare accuracy pruning training-speed lint docs area networks zoo performance ulx3s-12f ulx3s-25f ulx3s-45f ulx3s-85f boards resources bridge superres clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ accuracy: setup ## accuracy of the CIFAR-10 models, all test images (CIFAR10=fol
 pruning: setup-train ## what aligned blocks, distillation and sizes are worth on ResNet-8, in some hours: reports/pruning.md
 	$(VENV)/bin/python scripts/pruning.py --folder $(CIFAR10) --float build/train/resnet8-cifar10/float-2.pt \
 		--dense models/resnet8-c10-dense.onnx --output reports/pruning.md
+
+training-speed: setup-train ## epochs a second on this machine, in some minutes: reports/training.md
+	$(VENV)/bin/python scripts/training.py --output reports/training.md
 
 lint: setup ## check style, format and types
 	$(LINT)
