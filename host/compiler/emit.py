@@ -156,7 +156,7 @@ class Emitter:
                 self._emit(Opcode.SYNC, units=Until.RUNS, count=since - 1)
                 self._load_streams(index)
             until = Until.LOADED if run.chunk or index == 0 else Until(0)
-            if index == len(runs) - 1:
+            if run.layers.stop == len(self.layers):
                 until |= Until.STORED
             if until:
                 self._emit(Opcode.SYNC, units=until)

@@ -55,6 +55,7 @@ class Item:
     layer: int
     wait: int
     done: int
+    runs_since_stored: int  # its own run included, when no store was under way
     reads: dict[int, int] = field(default_factory=dict)
     writes: set[int] = field(default_factory=set)
 
@@ -137,7 +138,8 @@ class Machine:
             steps = [STEP.unpack(word & 0xFFFFFFFF) | {"weights": word >> STEP_WEIGHTS_OFFSET} for word in words]
             for number in range(job["tiles"]):
                 tile = TILE.unpack(self.tables[Memory.TILE][job["tile"] + number])
-                item = Item(self.layers[group], epoch + tile["epoch"], self.epochs[group] + 1)
+                wait, done = epoch + tile["epoch"], self.epochs[group] + 1
+                item = Item(self.layers[group], wait, done, self.runs_since_stored)
                 self.access(item, job, place, steps, tile, epoch)
                 self.epochs[group] += job["signal"] & tile["signal"]
             if job["layer"]:
@@ -199,7 +201,8 @@ def check(program: Program, text: str) -> None:
             for user in (*readers.get(word, ()), *writers.get(word, ())):
                 done = user.done if user.layer < item.layer else user.done - total
                 assert done <= item.wait, f"{text}: layer {item.layer} overwrites word {word} in use by {user.layer}"
-    assert machine.runs_since_stored == 1, f"{text}: the last run waits until the result before is stored"
+        if item.writes & result:
+            assert item.runs_since_stored == 1, f"{text}: layer {item.layer} writes to the result while it is stored"
     last = len(program.layers) - 1
     for word in result:
         users = [*readers.get(word, ()), *(user for user in writers.get(word, ()) if user.layer < last)]
