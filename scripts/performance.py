@@ -9,7 +9,6 @@ is of the control: each layer stands between two others like it, so that what is
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, product
@@ -21,7 +20,7 @@ from sentei.boards.sim import build
 from sentei.driver import SenteiOverlay
 from sentei.gateware.technologies.technology import CONTROL
 from sentei.host.apps.measure import benchmark
-from sentei.host.commands.console import say, step
+from sentei.host.commands.console import step, write_report
 from sentei.host.compiler.compile import compile_network
 from sentei.host.frontend.importer import load
 from sentei.host.network.ir import Conv, Network, Pads, Requantize, Shape, Tensor
@@ -231,10 +230,7 @@ def main() -> None:
         "layers": layers,
         "below_requirement": below_requirement(layers),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(report(figures))
-    arguments.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-    say(f"report: {arguments.output}")
+    write_report(arguments.output, report(figures), figures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ images, cycles those of the simulated hardware's control.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import torch
 from sentei.driver import SenteiOverlay
 from sentei.host.apps.measure import benchmark
 from sentei.host.apps.target import build_simulator
-from sentei.host.commands.console import say, step
+from sentei.host.commands.console import step, write_report
 from sentei.host.compiler.compile import compile_network
 from sentei.host.datasets import catalogue, dataset
 from sentei.host.frontend.importer import load
@@ -154,10 +153,7 @@ def main() -> None:
         "dense_cycles": dense_cycles,
         "variants": rows,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(report(figures))
-    arguments.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-    say(f"report: {arguments.output}")
+    write_report(arguments.output, report(figures), figures)
 
 
 if __name__ == "__main__":

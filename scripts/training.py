@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sentei.host.commands.console import say, step
+from sentei.host.commands.console import say, step, write_report
 from sentei.host.datasets.dataset import Split
 from sentei.host.train.images import Images, best_device, to_input
 from sentei.host.train.kernel_size import hold_kernel_sizes
@@ -128,12 +128,8 @@ def main() -> None:
     rows = json.loads(figures.read_text())["rows"] if figures.exists() else []
     same = ("machine", "torch", "loop")
     rows = [other for other in rows if any(other[key] != row[key] for key in same)] + [row]
-    figures.write_text(
-        json.dumps({"command": "make training-speed", "network": NETWORK, "rows": rows}, indent=1) + "\n"
-    )
-    arguments.output.write_text(report(rows))
     say(f"{row['machine']}: {rates['float']:.4f} epochs a second in float, {rates['4 bits']:.4f} in 4 bits, taught")
-    say(f"report: {arguments.output}")
+    write_report(arguments.output, report(rows), {"command": "make training-speed", "network": NETWORK, "rows": rows})
 
 
 if __name__ == "__main__":

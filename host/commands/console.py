@@ -90,6 +90,14 @@ def write_json(path: Path | None, values: dict) -> None:
         say(f"figures: {path}")
 
 
+def write_report(path: Path, text: str, figures: dict) -> None:
+    """A report, and its figures beside it, in .json."""
+    with writing(path):
+        path.write_text(text)
+        path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    say(f"report: {path}")
+
+
 def classes_of(model: Path) -> tuple[str, ...]:
     """Class names from the model's card (same name, .json), if it lists them."""
     card = model.with_suffix(".json")

@@ -1,4 +1,4 @@
-"""A folder of pictures with a folder for each class, as torchvision's ImageFolder has it::
+"""A folder of pictures with a folder for each class, as torchvision's ImageFolder has it.
 
 FOLDER/CLASS/PICTURE          every fifth picture of a class, by name, is for testing
 FOLDER/train/CLASS/PICTURE    those for testing lie in FOLDER/test/CLASS, or FOLDER/val/CLASS
@@ -31,12 +31,7 @@ def classes_of(root: Path) -> tuple[str, ...]:
     return names
 
 
-def read_split(
-    root: Path,
-    split: str,
-    shape: tuple[int, int, int],
-    progress: Callable[[int, int], object] = lambda done, total: None,
-) -> Split:
+def read_split(root: Path, split: str, shape: tuple[int, int, int], progress: Callable[[int, int], object]) -> Split:
     """The "train" or the "test" pictures in the folder `root`, resized to (C, H, W), in an order without order; those
     for testing in that of their names. DatasetError for a folder without classes, a class without pictures, a file that
     is no picture."""

@@ -157,7 +157,7 @@ class _Training:
         checkpoint: Path | None,
         compiled: bool | None,
     ):
-        self.network, self.train, self.recipe, self.teacher = network, train, recipe, teacher
+        self.network, self.train, self.recipe = network, train, recipe
         self.stage, self.seed, self.checkpoint = stage, seed, checkpoint
         self.device = train.images.device
         self.waits = self.device.type == "cpu"  # to look at the loss after each step

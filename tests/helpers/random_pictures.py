@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from sentei.host.datasets import dataset
@@ -21,3 +23,12 @@ def split_of(count: int, seed: int = SEED) -> dataset.Split:
 
 def data_set(train: int = 32, test: int = 16) -> dataset.DataSet:
     return dataset.DataSet("random", split_of(train), split_of(test, SEED + 1), tuple("abcd"))
+
+
+def write_cifar10(folder: Path, each: int, test: int, seed: int) -> None:
+    """The files of CIFAR-10, of random pictures: `each` in a file to train on, `test` for testing."""
+    rng = np.random.default_rng(seed)
+    for name, count in [(f"data_batch_{number}", each) for number in range(1, 6)] + [("test_batch", test)]:
+        records = rng.integers(0, 256, (count, 3073), dtype=np.uint8)
+        records[:, 0] = rng.integers(0, 10, count)
+        records.tofile(folder / f"{name}.bin")

@@ -24,9 +24,12 @@ from sentei.host.frontend import importer as frontend
 from sentei.host.network import reference
 from sentei.host.train.export import export
 from sentei.host.train.images import to_input
+from sentei.host.train.kernel_size import hold_kernel_sizes
 from sentei.host.train.loop import estimate_norms
 from sentei.host.train.networks import BasicBlock, conv_norm
 from sentei.host.train.pipeline import Plan
+from sentei.host.train.prune import Pruner
+from sentei.host.train.quantize import quantize
 from sentei.host.train.quantizers import (
     ActivationQuantizer,
 )
@@ -86,6 +89,15 @@ class Tiny(nn.Module):
 def tiny() -> Tiny:
     torch.manual_seed(SEED)
     return Tiny()
+
+
+def quantized(teacher: nn.Module, count: int) -> tuple[nn.Module, Pruner]:
+    """A network in 4 bits, its scales chosen by so many pictures, that is to be pruned to half; and its pruner."""
+    student = quantize(teacher, inputs_of(count))
+    pruner = Pruner(student, GROUP)
+    hold_kernel_sizes(student)
+    pruner.begin(Fraction(1, 2))
+    return student, pruner
 
 
 def signed_block(stride: int = 1, channels: int = 8) -> nn.Module:

@@ -8,19 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("brevitas")
 pytest.importorskip("qonnx")
 
-from helpers.random_pictures import SEED, split_of
-from helpers.training import GROUP, Tiny
+from helpers.random_pictures import SEED, split_of, write_cifar10
+from helpers.training import Tiny, quantized
 from torch import nn
 
-from sentei.host.train import processes
-from sentei.host.train.images import Images, to_input
+from sentei.host.train import loop, processes
+from sentei.host.train.images import Images
 from sentei.host.train.loop import Recipe, TrainingError, fit
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -44,13 +43,6 @@ torch.save(networks, folder / f"{processes.rank()}.pt")
 def trained(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The weights of a float network and of one in 4 bits that it teaches, in float32; without dropout, whose chances
     are of a process."""
-    from fractions import Fraction
-
-    from sentei.host.train import loop
-    from sentei.host.train.kernel_size import hold_kernel_sizes
-    from sentei.host.train.prune import Pruner
-    from sentei.host.train.quantize import quantize
-
     loop.computes_in_bfloat16 = lambda device: False
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
@@ -58,10 +50,7 @@ def trained(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     network.head[2] = nn.Identity()
     recipe = Recipe(epochs=2, learning_rate=0.05, batch=16)
     fit(network, images, images, recipe, seed=SEED, stage="float", checkpoint=folder / "float.pt")
-    student = quantize(network, to_input(images.images))
-    pruner = Pruner(student, GROUP)
-    hold_kernel_sizes(student)
-    pruner.begin(Fraction(1, 2))
+    student, pruner = quantized(network, 32)
     recipe = Recipe(epochs=2, learning_rate=0.02, batch=16, distillation=0.5)
     accuracies = []
     fit(
@@ -90,8 +79,6 @@ def torchrun(*arguments: object, **options) -> subprocess.CompletedProcess:
 
 
 def test_two_processes_find_what_one_finds(tmp_path, monkeypatch):
-    from sentei.host.train import loop
-
     monkeypatch.setattr(loop, "computes_in_bfloat16", loop.computes_in_bfloat16)  # `trained` changes it
     (tmp_path / "pair.py").write_text(TRAIN)
     result = torchrun(tmp_path / "pair.py", tmp_path)
@@ -130,11 +117,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
 def test_the_command_line_trains_in_two_processes(tmp_path, overlay_path):
     """One of them writes: a model, its card, its checkpoints, what it says."""
     overlay_path("8x8")
-    rng = np.random.default_rng(SEED)
-    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
-        records = rng.integers(0, 256, (12, 3073), dtype=np.uint8)
-        records[:, 0] = rng.integers(0, 10, 12)
-        records.tofile(tmp_path / f"{name}.bin")
+    write_cifar10(tmp_path, 12, 12, SEED)
     options = ("--epochs", 1, "--float-epochs", 1, "--float-cycles", 1, "--geometry", "8x8", "--keep", "1/3")
     options += ("--folder", tmp_path, "--work", tmp_path / "work", "-o", tmp_path / "model.onnx")
     result = torchrun("-m", "sentei.host.commands.cli", "train", "resnet8", *options, cwd=TESTS.parent)

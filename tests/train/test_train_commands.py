@@ -28,6 +28,7 @@ pytest.importorskip("qonnx")
 pytest.importorskip("sentei.driver.quiet_pynq")
 
 import onnx
+from helpers.random_pictures import write_cifar10
 from helpers.small_model import small_model
 from PIL import Image
 from rich.console import Console
@@ -84,11 +85,7 @@ def refused(*arguments, text: str) -> None:
 def cifar(tmp_path_factory):
     """A folder with the files of CIFAR-10, of 60 and 20 pictures."""
     folder = tmp_path_factory.mktemp("cifar")
-    rng = np.random.default_rng(SEED)
-    for name, count in [(f"data_batch_{number}", TRAIN // 5) for number in range(1, 6)] + [("test_batch", TEST)]:
-        records = rng.integers(0, 256, (count, 3073), dtype=np.uint8)
-        records[:, 0] = rng.integers(0, 10, count)
-        records.tofile(folder / f"{name}.bin")
+    write_cifar10(folder, TRAIN // 5, TEST, SEED)
     return folder
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("brevitas")
 pytest.importorskip("qonnx")
 
 from helpers.random_pictures import CLASSES, SEED, data_set, split_of
-from helpers.training import GROUP, KEEPS, PLAN, Tiny, check_export, head, quantizers_of, tiny
+from helpers.training import GROUP, KEEPS, PLAN, Tiny, check_export, head, quantized, quantizers_of, tiny
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,12 +33,10 @@ from sentei.host.train import loop, pipeline
 from sentei.host.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from sentei.host.train.export import ExportError
 from sentei.host.train.images import Images, augment, to_input
-from sentei.host.train.kernel_size import hold_kernel_sizes
 from sentei.host.train.loop import Recipe, TrainingError, _Training, accuracy, estimate_norms, fit, one_cycle
 from sentei.host.train.networks import NETWORKS
 from sentei.host.train.pipeline import Plan, load_float, prune_and_retrain
-from sentei.host.train.prune import PruneError, Pruner
-from sentei.host.train.quantize import quantize
+from sentei.host.train.prune import PruneError
 from sentei.host.train.quantizers import (
     UnsupportedNetworkError,
 )
@@ -392,15 +390,6 @@ def run_fit(network: nn.Module, *, recipe: Recipe | None = None, seed: int = SEE
     return fit(network, images, images, recipe, seed=seed, stage="tiny", **options)
 
 
-def quantized(teacher: nn.Module) -> tuple[nn.Module, Pruner]:
-    """A network in 4 bits that is being pruned to half, in training."""
-    student = quantize(teacher, to_input(Images(split_of(16)).images))
-    pruner = Pruner(student, GROUP)
-    hold_kernel_sizes(student)
-    pruner.begin(Fraction(1, 2))
-    return student, pruner
-
-
 def test_a_compiled_step_trains_to_the_same_weights(recwarn, monkeypatch):
     """Quantized, pruned and taught, in float32; without dropout, whose chances the compiler draws otherwise. Sums
     differ by their order, and so may roundings to 4 bits now and then."""
@@ -411,7 +400,7 @@ def test_a_compiled_step_trains_to_the_same_weights(recwarn, monkeypatch):
     teacher.head[2] = nn.Identity()
     start, trained = [], []
     for compiled in (False, True):
-        student, pruner = quantized(teacher)
+        student, pruner = quantized(teacher, 16)
         start = [p.detach().clone() for p in student.parameters()]
         recipe = Recipe(epochs=3, learning_rate=0.02, batch=8, distillation=0.5)
         update = lambda progress, pruner=pruner: pruner.update(2 * progress)  # noqa: E731
@@ -454,7 +443,7 @@ class Waits(TorchDispatchMode):
 def test_nothing_waits_for_a_gpu_within_an_epoch():
     """A CPU stands for it, which is not asked for the loss after each step; pruning and its density are told."""
     teacher = tiny()
-    student, pruner = quantized(teacher)
+    student, pruner = quantized(teacher, 16)
     images = Images(split_of(64))
     recipe = Recipe(epochs=2, learning_rate=0.02, batch=8, distillation=0.5)
     training = _Training(student, images, recipe, "tiny", SEED, teacher.eval(), None, False)
