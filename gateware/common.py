@@ -1,6 +1,7 @@
 """Small helpers that several modules share."""
 
 from migen import *
+from migen.fhdl.tools import list_targets
 
 
 def delay(module, signal, cycles):
@@ -29,6 +30,21 @@ def spread(module, signal, cycles, users):
     return [(range(users), delay(module, signal, cycles))]
 
 
+def each(copies):
+    """Of what `spread` returns, for every user its copy."""
+    return [copy for users, copy in copies for _ in users]
+
+
 def nibble(word, index):
     """Lane `index` of an activation word."""
     return word[4 * index : 4 * index + 4]
+
+
+class OwnReset(ResetInserter):
+    """Gives a module a `reset` of its own; that of its clock domain it has no more."""
+
+    def transform_fragment_insert(self, i, f, to_insert):
+        ResetInserter.transform_fragment_insert(self, i, f, to_insert)
+        for _, domain in to_insert:
+            for register in list_targets(f.sync[domain]):
+                register.reset_less = True

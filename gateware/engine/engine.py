@@ -19,6 +19,7 @@ from litex.soc.interconnect.axi import AXIInterface
 from litex.soc.interconnect.csr import AutoCSR, CSRStatus, CSRStorage
 from migen import *
 
+from sentei.gateware.common import OwnReset
 from sentei.gateware.engine.core import Core
 from sentei.gateware.memory.dma_reader import DMAReader
 from sentei.gateware.memory.dma_writer import DMAWriter
@@ -48,8 +49,8 @@ class Engine(Module, AutoCSR):
         self.submodules.reader = reader = DMAReader(bus)
         self.submodules.writer = writer = DMAWriter(bus)
         core = Core(geometry, technology, reader, writer)
-        reset = Signal()  # a register: it has a long way to go
-        self.submodules.core = ResetInserter()(core)
+        reset = Signal(reset=1)  # a register: it has a long way to go; 1 from the domain's reset to a cycle after it
+        self.submodules.core = OwnReset()(core)
         sequencer, profile = core.sequencer, core.profile
 
         def written_bit(register: str, field: str):

@@ -70,8 +70,10 @@ class Position:
         self.first_step = Signal(max=geometry.stream_words)
         self.word = Signal(max=geometry.stream_words)
         self.steps = Signal(HEADER1["steps"].width)  # of a tile
-        self.step = Signal.like(self.steps)
+        self.left = Signal.like(self.steps)  # steps of this tile to go, this one included
+        self.first, self.last = Signal(), Signal()  # of the tile's steps
         self.tiles = Signal(HEADER0["tiles"].width)  # to go, this one included
+        self.last_tile = Signal()
         self.tile = Signal(max=geometry.tile_entries)
         self.first_tile = Signal()  # still in the task's first tile
         self.starts_run = Signal()
@@ -131,12 +133,15 @@ class Fetch(Module):
             NextValue(position.tiles, header.first.tiles),
             NextValue(position.tile, header.first.tile),
             NextValue(position.steps, header.second.steps),
+            NextValue(position.left, header.second.steps),
+            NextValue(position.last, (header.second.steps == 1) | (header.first.tiles == 0)),
+            NextValue(position.last_tile, header.first.tiles <= 1),
             NextValue(position.ends_layer, header.first.layer),
             NextValue(position.ends_run, header.first.last | (header.first.layer & self.runs.layer)),
             NextValue(position.first_step, steps),
             NextValue(position.word, steps),
             NextValue(position.next_header, steps + Mux(header.first.tiles == 0, 0, header.second.steps)),
-            NextValue(position.step, 0),
+            NextValue(position.first, 1),
             NextValue(position.first_tile, 1),
             NextState("STEPS"),
         ]
@@ -147,9 +152,7 @@ class Fetch(Module):
             "IDLE",
             NextValue(position.starts_run, 1),
             NextValue(position.ends_run, 0),
-            NextValue(position.step, 0),
-            NextValue(position.steps, 1),
-            NextValue(position.tiles, 1),
+            NextValue(position.first, 1),
             If(
                 runs.valid & self.advance,
                 If(~runs.resume, NextValue(position.next_header, runs.address)),
@@ -163,52 +166,53 @@ class Fetch(Module):
             fetched.kind.eq(Word.HEADER0),
             If(self.advance, NextState("HEADER1")),
         )
-        # A task of one step (or none) has nothing to fetch behind the header: `step` has come round to 0.
+        # A task of one step (or none) has nothing to fetch behind the header: its first step has come round.
         fsm.act(
             "HEADER1",
             fetched.valid.eq(1),
             self.address.eq(position.next_header + 1),
             fetched.kind.eq(Word.HEADER1),
-            If(self.advance, If(position.step == 0, NextState("SWITCH")).Else(NextState("STEPS"))),
+            If(self.advance, If(position.first, NextState("SWITCH")).Else(NextState("STEPS"))),
         )
         fsm.act("SWITCH", If(self.advance & self.header.ready, *self._begin()))
 
     def _read_steps(self, fsm: FSM):
         position, fetched = self.position, self.fetched
-        last_tile, last_step = Signal(), Signal()
-        self.comb += [
-            last_tile.eq(position.tiles <= 1),
-            last_step.eq((position.step == position.steps - 1) | (position.tiles == 0)),
-        ]
         fsm.act(
             "STEPS",
             fetched.valid.eq(1),
             self.address.eq(position.word),
             fetched.kind.eq(Mux(position.tiles == 0, Word.EMPTY, Word.STEP)),
-            fetched.first.eq(position.first_tile & (position.step == 0)),
+            fetched.first.eq(position.first_tile & position.first),
             fetched.starts_run.eq(position.starts_run),
-            fetched.ends_layer.eq(position.ends_layer & last_tile & last_step),
+            fetched.ends_layer.eq(position.ends_layer & position.last_tile & position.last),
             If(
                 self.advance,
                 NextValue(position.word, position.word + 1),
-                NextValue(position.step, position.step + 1),
                 NextValue(position.starts_run, 0),
                 If(
-                    last_step,
-                    NextValue(position.step, 0),
+                    position.last,
+                    NextValue(position.left, position.steps),
+                    NextValue(position.first, 1),
+                    NextValue(position.last, position.steps == 1),
                     NextValue(position.first_tile, 0),
                     If(
-                        ~last_tile,
+                        ~position.last_tile,
                         NextValue(position.word, position.first_step),
                         NextValue(position.tiles, position.tiles - 1),
+                        NextValue(position.last_tile, position.tiles == 2),
                         NextValue(position.tile, position.tile + 1),
                     ),
+                ).Else(
+                    NextValue(position.left, position.left - 1),
+                    NextValue(position.first, 0),
+                    NextValue(position.last, position.left == 2),
                 ),
                 If(
-                    last_tile & (position.step == 0) & ~position.ends_run,
+                    position.last_tile & position.first & ~position.ends_run,
                     NextState("HEADER0"),
                 ).Elif(
-                    last_tile & last_step,
+                    position.last_tile & position.last,
                     If(position.ends_run, self.runs.ready.eq(1), NextState("IDLE"))
                     .Elif(self.header.ready, *self._begin())
                     .Else(NextState("SWITCH")),

@@ -33,26 +33,37 @@ class BurstCutter(Module):
         address = Signal(32)
         remaining = Signal(26)  # beats
         busy = Signal()
-        room = Signal(5)
+        beats, last = Signal(5), Signal()  # of the next burst
         self.comb += [
             sink.ready.eq(~busy),
-            room.eq(BURST_BEATS - address[beat_shift : beat_shift + log2_int(BURST_BEATS)]),
             source.valid.eq(busy),
             source.address.eq(address),
-            source.last.eq(remaining <= room),
-            source.beats.eq(Mux(source.last, remaining, room)),
+            source.last.eq(last),
+            source.beats.eq(beats),
         ]
         if bus_bits <= LOAD_BITS:
-            beats = sink.words << log2_int(LOAD_BITS // bus_bits)
+            whole = sink.words << log2_int(LOAD_BITS // bus_bits)
         else:
-            beats = (sink.words + bus_bits // LOAD_BITS - 1) >> log2_int(bus_bits // LOAD_BITS)
-        self.sync += [
-            If(sink.valid & sink.ready, address.eq(sink.address), remaining.eq(beats), busy.eq(1)),
+            whole = (sink.words + bus_bits // LOAD_BITS - 1) >> log2_int(bus_bits // LOAD_BITS)
+        # Of what is left behind the burst that is taken: all bursts but the first begin at multiples.
+        left, room = Signal.like(remaining), Signal.like(beats)
+        self.comb += [
+            left.eq(remaining - beats),
+            room.eq(BURST_BEATS),
             If(
-                source.valid & source.ready,
-                address.eq(address + (source.beats << beat_shift)),
-                remaining.eq(remaining - source.beats),
-                busy.eq(~source.last),
+                ~busy,
+                left.eq(whole),
+                room.eq(BURST_BEATS - sink.address[beat_shift : beat_shift + log2_int(BURST_BEATS)]),
+            ),
+        ]
+        self.sync += [
+            If(sink.valid & sink.ready, address.eq(sink.address), busy.eq(1)),
+            If(source.valid & source.ready, address.eq(address + (beats << beat_shift)), busy.eq(~last)),
+            If(
+                (sink.valid & sink.ready) | (source.valid & source.ready),
+                remaining.eq(left),
+                last.eq(left <= room),
+                beats.eq(Mux(left <= room, left, room)),
             ),
             If(self.clear, busy.eq(0)),
         ]

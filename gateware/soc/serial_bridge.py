@@ -2,7 +2,7 @@
 
     sink --> unescape --+--> frame memory --> Stream2Wishbone (LiteX) --> bus
                         `--> CRC                     |
-    source <-- escape <-- START, data, CRC, END <----'
+    source <-- escape <-- START, data, CRC, END <----' registers
 
 A frame is kept until its CRC is right; nothing of it reaches the bus before. The formats and the rules are
 overlay/serial_bridge.py's. Half a frame that does not go on for a tenth of a second is forgotten.
@@ -61,6 +61,7 @@ class SerialBridge(LiteXModule):
         sink, source = self.sink, self.source
         self.bus = bus = Stream2Wishbone(clk_freq=clock_hz)
         self.wishbone = bus.wishbone
+        self.read = read = stream.Buffer(bus.source.description, pipe_valid=True, pipe_ready=True)
         frame = Memory(8, LARGEST_BYTES, name="frame")  # no attribute: LiteX would map it among the registers
         arrival, departure = (frame.get_port(write_capable=writes, mode=READ_FIRST) for writes in (True, False))
         self.specials += frame, arrival, departure
@@ -109,6 +110,7 @@ class SerialBridge(LiteXModule):
             age.eq(expected - number),
             departure.adr.eq(place),
             bus.sink.data.eq(departure.dat_r),
+            bus.source.connect(read.sink),
         ]
         fsm.act(
             "JUDGE",
@@ -156,13 +158,13 @@ class SerialBridge(LiteXModule):
         fsm.act(
             "DATA",
             *self.escape(
-                bus.source.valid,
-                bus.source.data,
+                read.source.valid,
+                read.source.data,
                 escaped,
-                bus.source.ready.eq(1),
-                NextValue(crc, crc_after(crc, bus.source.data)),
+                read.source.ready.eq(1),
+                NextValue(crc, crc_after(crc, read.source.data)),
             ),
-            If(bus.fsm.ongoing("RECEIVE-CMD"), NextState("SUM")),
+            If(bus.fsm.ongoing("RECEIVE-CMD") & ~read.source.valid, NextState("SUM")),
         )
         fsm.act(
             "SUM",
