@@ -44,7 +44,7 @@ class Opcode(IntEnum):
     SYNC = 1  # wait for what `units` names
     LOAD = 2  # main memory -> on-chip memory; returns at once, the next LOAD waits for it
     STORE = 3  # activation memory -> main memory, when the epoch is reached; returns at once
-    RUN = 4  # queue a run for all groups
+    RUN = 4  # queue a run for all groups, or some
     PAGE = 5  # main memory -> the sequencer's own memory: go on with other instructions
 
 
@@ -54,7 +54,7 @@ class Until(IntFlag):
     EPOCH = 1  # all groups have reached `epoch`
     LOADED = 2  # no LOAD is under way
     STORED = 4  # no STORE is under way or waits
-    RUNS = 8  # no group has more than `count` runs to do
+    RUNS = 8  # no group (of some) has more than `count` runs to do
     WRITTEN = 16  # no result is under way to the activation memory
 
 
@@ -77,6 +77,7 @@ class Memory(IntEnum):
     TAP = 3
     MASK = 4
     CHANNEL = 5
+    WEIGHTS = 6  # of two steps of the stream at a time; their control stays
 
 
 class Base(IntEnum):
@@ -94,14 +95,21 @@ INSTRUCTION = Layout(
     (
         "units",
         8,
-        "LOAD: a bit for each group (STREAM) or requantizer (CHANNEL) that takes the data; SYNC: Until; RUN: Start",
+        "LOAD: a bit for each group (STREAM, WEIGHTS) or requantizer (CHANNEL) that takes the data; SYNC: Until; "
+        "RUN: Start",
     ),
     (
         "address",
         16,
-        "LOAD, STORE: first entry of the on-chip memory; RUN: stream address; PAGE: instruction to go on at",
+        "LOAD, STORE: first entry of the on-chip memory (WEIGHTS: first pair of words); RUN: stream address; PAGE: "
+        "instruction to go on at; SYNC: a bit for each group that RUNS is about, 0: all",
     ),
-    ("count", 16, "LOAD, STORE: entries; SYNC: runs; END: sections of the picture; PAGE: 64-bit words"),
+    (
+        "count",
+        16,
+        "LOAD, STORE: entries; SYNC: runs; END: sections of the picture; PAGE: 64-bit words; RUN: a bit for each group "
+        "that it is for, 0: all",
+    ),
     ("epoch", 16, "from the picture's start; SYNC, STORE: to wait for; RUN: that the first task counts from"),
     ("offset", 32, "LOAD, STORE, PAGE: bytes from the base, a multiple of 8"),
     ("base", 2, "LOAD, STORE, PAGE: Base"),
@@ -193,6 +201,7 @@ def load_words(memory: Memory, geometry: Geometry) -> int:
         Memory.TAP: TAP.width,
         Memory.MASK: geometry.lanes,
         Memory.CHANNEL: channel_layout(geometry).width,
+        Memory.WEIGHTS: 2 * WEIGHT_BITS * geometry.group_columns,
     }[memory]
     return -(-bits // LOAD_BITS)
 
@@ -206,6 +215,7 @@ def entries(memory: Memory, geometry: Geometry) -> int:
         Memory.TAP: geometry.tap_entries,
         Memory.MASK: geometry.mask_entries,
         Memory.CHANNEL: geometry.channel_entries,
+        Memory.WEIGHTS: geometry.stream_words // 2,
     }[memory]
 
 

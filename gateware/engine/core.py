@@ -56,6 +56,7 @@ class Core(Module):
         self.submodules += self.requantizers
         tables = {
             Target.STREAM: [group.stream for group in self.groups],
+            Target.WEIGHTS: [group.stream.pairs for group in self.groups],
             Target.TILE: [group.tiles for group in self.groups],
             Target.TAP: [group.taps for group in self.groups],
             Target.MASK: [group.masks for group in self.groups],
@@ -98,12 +99,20 @@ class Core(Module):
             storer.count.eq(stores.words),
             sequencer.load_busy.eq(reader.busy | loader.busy),
             sequencer.store_busy.eq(writer.busy),
-            sequencer.run.ready.eq(reduce(and_, [group.runs.ready for group in self.groups])),
+            sequencer.run.ready.eq(
+                reduce(
+                    and_,
+                    [
+                        group.runs.ready | ~chosen
+                        for group, chosen in zip(self.groups, sequencer.run_is_for, strict=True)
+                    ],
+                )
+            ),
         ]
-        for group in self.groups:
+        for group, chosen in zip(self.groups, sequencer.run_is_for, strict=True):
             self.comb += [
                 sequencer.run.connect(group.runs, omit={"valid", "ready"}),
-                group.runs.valid.eq(sequencer.run.valid & sequencer.run.ready),
+                group.runs.valid.eq(sequencer.run.valid & sequencer.run.ready & chosen),
             ]
         bus_bytes = geometry.bus_bits // 8
         moved = Signal(max=2 * bus_bytes + 1)

@@ -21,10 +21,10 @@ from sentei.gateware.group.drain import DrainPort, DrainQueue, result_queue_dept
 from sentei.gateware.group.fetch import RUN_QUEUE_DEPTH, Fetch, run_layout
 from sentei.gateware.group.issue import Issue, IssuePoint
 from sentei.gateware.group.operands import OperandPath
-from sentei.gateware.memory.table import Table
+from sentei.gateware.memory.table import StreamTable, Table
 from sentei.gateware.technologies.technology import PORTABLE, Technology
 from sentei.overlay.geometry import Geometry
-from sentei.overlay.instructions import TAP, TILE, stream_bits
+from sentei.overlay.instructions import TAP, TILE
 
 
 def table_prefix(group: int) -> str:
@@ -45,7 +45,7 @@ class Group(Module):
         self, geometry: Geometry, activation_port, number, epochs, arrivals, technology: Technology = PORTABLE
     ):
         prefix = table_prefix(number)
-        self.submodules.stream = Table(stream_bits(geometry), geometry.stream_words, prefix + "stream")
+        self.submodules.stream = StreamTable(geometry, prefix + "stream")
         self.submodules.tiles = Table(TILE.width, geometry.tile_entries, prefix + "tiles")
         self.submodules.taps = Table(TAP.width, geometry.tap_entries, prefix + "taps")
         self.submodules.masks = Table(geometry.lanes, geometry.mask_entries, prefix + "masks")

@@ -3,7 +3,8 @@
 A LOAD collects the words of an entry, lowest first, and writes the entry into one kind of memory, in all units whose
 bit is set.
 
-    DMA words --> | word n | ... | word 1 | word 0 | --> stream / tile / tap / mask / channel / activation memory
+    DMA words --> | word n | ... | word 1 | word 0 | --> stream / its weights / tile / tap / mask / channel memory,
+                                                         activation memory
 """
 
 from litex.soc.interconnect import stream
@@ -78,7 +79,7 @@ class Loader(Module):
         ]
         for kind, members in tables.items():
             for unit, table in enumerate(members):
-                selected = units[unit] if kind in (Target.STREAM, Target.CHANNEL) else 1
+                selected = units[unit] if kind in (Target.STREAM, Target.WEIGHTS, Target.CHANNEL) else 1
                 self.comb += [
                     table.write.eq(full & (target == kind) & selected),
                     table.write_address.eq(address),

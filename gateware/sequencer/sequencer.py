@@ -20,7 +20,7 @@ from sentei.gateware.record import fields_of
 from sentei.gateware.sequencer.instruction_memory import InstructionMemory
 from sentei.gateware.sequencer.job_queue import DOORBELL, STATUS, JobQueue
 from sentei.gateware.sequencer.stores import Stores
-from sentei.gateware.sequencer.sync import Sync, bit_of
+from sentei.gateware.sequencer.sync import Sync, bit_of, is_for
 from sentei.gateware.sequencer.watchdog import Watchdog
 from sentei.overlay.geometry import LOAD_BITS, Geometry
 from sentei.overlay.instructions import (
@@ -37,7 +37,8 @@ from sentei.overlay.registers import ErrorCode
 
 
 class Sequencer(Module):
-    """Drives the loader through `start_load`, the storer through `stores`, the groups through `run`.
+    """Drives the loader through `start_load`, the storer through `stores`, the groups that `run_is_for` names through
+    `run`.
 
     `jobs` is the doorbell's sink. `read_command` and `write_command` go to the DMA; while `fetching` is 1 the words
     read are instructions and come in through `instructions`. `instruction` is the one in hand (a job that begins with
@@ -52,6 +53,7 @@ class Sequencer(Module):
         self.fetching = Signal()
         self.start_load = Signal()
         self.run = run = stream.Endpoint(run_layout(geometry))
+        self.run_is_for = [Signal() for _ in epochs]
         self.load_busy = Signal()
         self.store_busy = Signal()
         self.results_busy = Signal()  # results are under way to the activation memory
@@ -97,6 +99,7 @@ class Sequencer(Module):
             run.resume.eq(here.units[bit_of(Start.RESUME)]),
             run.layer.eq(here.units[bit_of(Start.LAYER)]),
             run.epoch.eq(first_epoch + here.epoch),
+            *[chosen.eq(is_for(here.count, group)) for group, chosen in enumerate(self.run_is_for)],
             self.busy.eq(queue.count != 0),
             watchdog.busy.eq(self.busy),
             watchdog.done.eq(self.done),

@@ -49,6 +49,10 @@ class Block:
     def steps(self) -> int:
         return sum(len(steps) for steps, _ in self.passes)
 
+    def reads(self) -> bytes:
+        """What its steps read, in order: the same for blocks of which only the weights have to be loaded."""
+        return b"".join(of.tobytes() for steps, _ in self.passes for of in (steps.planes, steps.taps, steps.pad))
+
 
 def is_single_pixel(target: PlaneLayout) -> bool:
     """True if the output map is one pixel: then every slot is one fixed pixel of the input."""
@@ -105,7 +109,12 @@ def pixel_reads(op: Conv | Pool | Term, layout: PlaneLayout, first_tap: int = 0)
 
 
 def conv_blocks(
-    op: Conv, placed: dict[str, Placement], parts: tuple[int, ...], late: np.ndarray, geometry: Geometry
+    op: Conv,
+    placed: dict[str, Placement],
+    parts: tuple[int, ...],
+    late: np.ndarray,
+    geometry: Geometry,
+    alike: bool,
 ) -> list[Block]:
     """Blocks of a convolution, slots in the order (term, input channel, ky, kx), those of `late` (C,) bool channels, of
     all terms, last."""
@@ -122,7 +131,7 @@ def conv_blocks(
         powers: dict[int, list[Steps]] = {}
         bias = np.zeros(columns, np.int64)
         for part, of_part in zip(slots, lates, strict=True):
-            bias += part.add_steps(powers, first, of_part, columns)
+            bias += part.add_steps(powers, first, of_part, columns, alike)
         passes, _ = split_passes(powers, columns, largest, geometry, op.name)
         channels = min(columns, len(op.weights) - first)
         blocks.append(Block(first, channels, passes, bias[:channels]))
@@ -140,7 +149,9 @@ class Slots:
         self.taps, self.repeated = (np.tile(of, layout.channels) for of in (reads.taps, reads.repeated))
         self.largest = NIBBLE if layout.nibbles > 1 else layout.high + layout.bias
 
-    def add_steps(self, powers: dict[int, list[Steps]], first: int, late: np.ndarray, columns: int) -> np.ndarray:
+    def add_steps(
+        self, powers: dict[int, list[Steps]], first: int, late: np.ndarray, columns: int, alike: bool
+    ) -> np.ndarray:
         """Add the steps of `columns` output channels from `first` on to those of each power of 16; returns what their
         sums contain on top, int64 (columns,), because the tensor is stored with a bias."""
         layout, count = self.layout, len(self.planes)
@@ -154,7 +165,7 @@ class Slots:
             for i in range(layout.nibbles):
                 pad = np.full(count, layout.bias >> ACTIVATION_BITS * i & NIBBLE)
                 steps = Steps(self.planes + i * layout.stride, self.taps, digit, pad, late_slots, self.repeated)
-                powers.setdefault(i + j, []).append(nibble_steps(steps))
+                powers.setdefault(i + j, []).append(nibble_steps(steps, alike))
         return weights.sum(0) * layout.bias
 
 
@@ -257,9 +268,10 @@ def blocks_of(
     words: list[int] | None,
     late: np.ndarray,
     geometry: Geometry,
+    alike: bool = False,
 ) -> list[Block]:
     """An operator's blocks for tiles with these `parts`; `words` as `tiles_of` gave them, `late` (C,) bool: input
-    channels, of all terms, to be read last."""
+    channels, of all terms, to be read last; `alike` as for `nibble_steps`."""
     if isinstance(op, Conv):
-        return conv_blocks(op, placed, parts, late, geometry)
+        return conv_blocks(op, placed, parts, late, geometry, alike)
     return pool_blocks(op, placed, parts, words, geometry)

@@ -16,6 +16,7 @@ from sentei.host.compiler.pack import NO_PAGE, Streams, pack_entries
 from sentei.host.compiler.placement import Placement, last_uses
 from sentei.host.compiler.plan import Run, StreamPlan, runs_since_address_was_used
 from sentei.host.compiler.schedule import Layer
+from sentei.host.compiler.stream_content import StreamContent
 from sentei.host.network.ir import WIDE, Network
 from sentei.overlay.geometry import ALIGNMENT_BYTES, LOAD_BITS, Geometry
 from sentei.overlay.instructions import (
@@ -133,11 +134,14 @@ class Emitter:
             self.page_loads.append(loads)
         if len(self.page_loads) == 1:
             self._load(self.page_loads[0])
+        held = [StreamContent(self.geometry) for _ in range(self.geometry.groups)]  # chunks, as a picture goes on
         for index, (run, address) in enumerate(zip(self.plan.runs, self.plan.addresses, strict=True)):
             self.stream_loads.append(
                 [
-                    self._segment(Memory.STREAM, content, address, 1 << group)
-                    for group, content in enumerate(run.contents())
+                    self._segment(memory, content, begin, 1 << group)
+                    for group, stream in enumerate(run.contents())
+                    if stream
+                    for memory, begin, content in held[group].replaced(address, stream)
                 ]
             )
             if not run.chunk:
@@ -153,14 +157,14 @@ class Emitter:
             self._turn_page(run)
             if run.chunk:
                 since = runs_since_address_was_used(self.plan, index)
-                self._emit(Opcode.SYNC, units=Until.RUNS, count=since - 1)
+                self._emit(Opcode.SYNC, units=Until.RUNS, count=since - 1, address=run.groups)
                 self._load_streams(index)
             until = Until.LOADED if run.chunk or index == 0 else Until(0)
             if run.layers.stop == len(self.layers):
                 until |= Until.STORED
             if until:
                 self._emit(Opcode.SYNC, units=until)
-            self._emit(Opcode.RUN, run.epoch, address=self.plan.addresses[index])
+            self._emit(Opcode.RUN, run.epoch, address=self.plan.addresses[index], count=run.groups)
         for name, offset in self.output_offsets.items():
             self._store(name, offset, self.total)
         self._emit(Opcode.END, count=self.total)
@@ -177,7 +181,8 @@ class Emitter:
                 self._emit(Opcode.SYNC, units=EVERYTHING)
             for number in run.layers:
                 resume = Start.RESUME if number != run.layers[0] else Start(0)
-                self._emit(Opcode.RUN, run.epoch, address=self.plan.addresses[index], units=Start.LAYER | resume)
+                place = self.plan.addresses[index]
+                self._emit(Opcode.RUN, run.epoch, address=place, count=run.groups, units=Start.LAYER | resume)
                 if run.chunk and index + 1 < len(runs) and runs[index + 1].layers == run.layers:
                     continue
                 self._emit(Opcode.SYNC, units=EVERYTHING)

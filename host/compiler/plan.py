@@ -3,11 +3,13 @@
 The groups' streams of all operators stay on chip if they can. Otherwise the largest operators are cut into *chunks*
 that are loaded for each picture, while the run before computes, into the two halves of what is left of the stream
 memory in turn; the others form *segments* of the stream memory. A run does one chunk or one segment.
+
+Where there is no room for two places, each group has runs of its own, and while one is loaded the others compute.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from sentei.host.compiler.pack import NO_PAGE, Packed, Streams, pack_empty
@@ -18,8 +20,8 @@ from sentei.overlay.geometry import Geometry
 
 @dataclass(frozen=True)
 class Run:
-    """One RUN instruction: the `layers` that it does, each group's tasks, and the epoch that the first header counts
-    from. A chunk is a part of one layer and is loaded for each picture."""
+    """One RUN instruction: the `layers` that it does, each group's tasks (none: the run is not for that group), and the
+    epoch that the first header counts from. A chunk is a part of one layer and is loaded for each picture."""
 
     layers: range
     tasks: list[list[Packed]]
@@ -27,7 +29,7 @@ class Run:
 
     @property
     def epoch(self) -> int:
-        return min(tasks[0].epoch for tasks in self.tasks)
+        return min(tasks[0].epoch for tasks in self.tasks if tasks)
 
     @property
     def page(self) -> int:
@@ -38,6 +40,18 @@ class Run:
     def words(self) -> int:
         """Stream words that it needs, the same addresses in every group."""
         return max(sum(task.words for task in tasks) for tasks in self.tasks)
+
+    @property
+    def groups(self) -> int:
+        """A bit for each group that it is for; 0: for all."""
+        return 0 if all(self.tasks) else sum(1 << group for group, tasks in enumerate(self.tasks) if tasks)
+
+    def is_for(self, group: int) -> bool:
+        return bool(self.tasks[group])
+
+    def alone(self, group: int) -> Run:
+        """One group's part."""
+        return replace(self, tasks=[tasks if number == group else [] for number, tasks in enumerate(self.tasks)])
 
     def contents(self) -> list[bytes]:
         """Each group's stream."""
@@ -93,9 +107,10 @@ def plan_streams(streams: Streams, geometry: Geometry, network: Network) -> Stre
             addresses.append(free)
             free += segment.words
             continue
-        for chunk in make_chunks(segment, place, geometry):
-            runs.append(chunk)
-            addresses.append(turn * place)
+        for chunk in make_chunks(segment, place, geometry, together=buffers > 1):
+            parts = [chunk] if buffers > 1 else [chunk.alone(group) for group, of in enumerate(chunk.tasks) if of]
+            runs += parts
+            addresses += [turn * place] * len(parts)
             turn = (turn + 1) % buffers
     return StreamPlan(runs, addresses, buffers)
 
@@ -125,9 +140,9 @@ def make_segments(streams: Streams, streamed: set[int]) -> list[Run]:
     return runs
 
 
-def make_chunks(run: Run, words: int, geometry: Geometry) -> list[Run]:
-    """Cut a streamed layer into runs of at most `words` on one page; each task whole. Every group has a task in each of
-    them."""
+def make_chunks(run: Run, words: int, geometry: Geometry, together: bool) -> list[Run]:
+    """Cut a streamed layer into runs of at most `words` on one page; each task whole. `together`: every group has a
+    task in each of them."""
     waiting = [list(tasks) for tasks in run.tasks]
     chunks = []
     while any(waiting):
@@ -141,16 +156,23 @@ def make_chunks(run: Run, words: int, geometry: Geometry) -> list[Run]:
                 used += tasks[0].words
                 taken[-1].append(tasks.pop(0))
         epoch = min(tasks[0].epoch for tasks in taken if tasks)
-        nothing = pack_empty(0, epoch, False, geometry)
-        chunks.append(Run(run.layers, [tasks or [nothing] for tasks in taken], True))
+        nothing = [pack_empty(0, epoch, False, geometry)] if together else []
+        chunks.append(Run(run.layers, [tasks or nothing for tasks in taken], True))
     return chunks
 
 
 def runs_since_address_was_used(plan: StreamPlan, index: int) -> int:
-    """How many runs ago, this one included, a chunk's address was used before, in this picture or the one before."""
-    count = len(plan.runs)
-    for distance in range(1, count + 1):
-        other = (index - distance) % count
-        if plan.runs[other].chunk and plan.addresses[other] == plan.addresses[index]:
-            return distance
+    """How many runs ago, this one included, of those for its groups, a chunk's address was used before, in this picture
+    or the one before."""
+    run = plan.runs[index]
+    return min(_runs_since(plan, index, group) for group in range(len(run.tasks)) if run.is_for(group))
+
+
+def _runs_since(plan: StreamPlan, index: int, group: int) -> int:
+    runs = 0
+    for distance in range(1, len(plan.runs) + 1):
+        other = (index - distance) % len(plan.runs)
+        runs += plan.runs[other].is_for(group)
+        if plan.runs[other].chunk and plan.runs[other].is_for(group) and plan.addresses[other] == plan.addresses[index]:
+            return runs
     raise AssertionError("a run uses its own address")

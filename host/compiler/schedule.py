@@ -45,20 +45,30 @@ def steps_of(layers: list[Layer]) -> int:
 
 def load_cycles(layers: list[Layer], geometry: Geometry) -> float:
     """Cycles that the bus needs for the streams that are loaded for each picture: the largest ones, if they do not all
-    stay on chip."""
-    words = sorted(sum(task.words for tasks in layer.shares for task in tasks) for layer in layers)
+    stay on chip. Of blocks that read alike, the weights are loaded."""
     room = geometry.groups * geometry.stream_words
-    kept = 0
-    while words and kept + words[0] <= room:
-        kept += words.pop(0)
-    return sum(words) * stream_bits(geometry) / geometry.bus_bits
+    words = 0.0
+    for layer in sorted(layers, key=words_of):
+        if words_of(layer) <= room:
+            room -= words_of(layer)
+            continue
+        room = 0
+        blocks = {id(task.block): task.block for tasks in layer.shares for task in tasks}
+        alike = len({block.reads() for block in blocks.values()}) == 1
+        words += words_of(layer) / (2 if alike else 1)
+    return words * stream_bits(geometry) / geometry.bus_bits
+
+
+def words_of(layer: Layer) -> int:
+    """Of all groups' streams."""
+    return sum(task.words for tasks in layer.shares for task in tasks)
 
 
 def schedule(
     network: Network, placed: dict[str, Placement], geometry: Geometry, short_streams: bool = False
 ) -> list[Layer]:
     """Every operator's tasks and epochs. `short_streams`: tiles share steps where that saves the bus more cycles than
-    it costs the array."""
+    it costs the array, and blocks of nearly all slots have all of them."""
     limit = sections_limit(len(network.ops), network.name)
     given = {name: placed[name].layout for name in network.inputs}
     written = {name: np.full((layout.channels, layout.plane_words), LONG_AGO) for name, layout in given.items()}
@@ -75,7 +85,7 @@ def schedule(
             late = late_channels(needed, first) if isinstance(op, Conv) else np.zeros(needed.shape[1], bool)
             shares: list[list[Task]] = [[] for _ in load]
             for parts in dict.fromkeys(tile.parts for tile in tiles):
-                blocks = blocks_of(op, placed, parts, words, late, geometry)
+                blocks = blocks_of(op, placed, parts, words, late, geometry, short_streams)
                 members = [number for number, tile in enumerate(tiles) if tile.parts == parts]
                 for share, tasks in zip(shares, spread(blocks, members, load, geometry), strict=True):
                     share += tasks

@@ -16,6 +16,7 @@ from sentei.overlay.geometry import Geometry
 
 NIBBLE = 15
 LARGEST_PRODUCT = 8 * NIBBLE
+ALIKE_SHARE = 0.98  # of a layer's slots, from which on its blocks may keep those without a weight
 
 
 @dataclass
@@ -48,13 +49,16 @@ def weight_digits(weights: np.ndarray) -> list[np.ndarray]:
     return [low, rest] if np.abs(rest).max() <= 8 else [low, *weight_digits(rest)]
 
 
-def nibble_steps(slots: Steps) -> Steps:
-    """Steps for slots; empty slots vanish, weights beyond -8..7 are spread over several steps."""
-    parts = []
+def nibble_steps(slots: Steps, alike: bool = False) -> Steps:
+    """Steps for slots; empty slots vanish, weights beyond -8..7 are spread over several steps. `alike`: a few empty
+    slots stay, so that blocks read the same."""
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
     rest = slots.weights
     while True:
         digit = np.clip(rest, -8, 7)
         used = np.flatnonzero((digit != 0).any(axis=1))
+        if alike and not parts and len(used) >= ALIKE_SHARE * len(digit):
+            used = np.arange(len(digit))
         parts.append((used, digit[used]))
         rest = rest - digit
         if not rest.any():
