@@ -75,20 +75,22 @@ class Sequencer(Module):
         self.jobs, self.queued, self.done = queue.sink, queue.count, stores.done  # done: a job ended
         self.write_command = stores.command
         self.job = job = queue.source
-        self.base = base = Signal(32)
-        self.length = length = Signal(WORDS_BITS)
-        lengths = {int(target): length.eq(here.count * load_words(target, geometry)) for target in Target}
+        # Where in main memory the instruction in hand begins to read or write, and how many 64-bit words.
+        self.address, self.length = Signal(32), Signal(WORDS_BITS)
+        coming = fields_of(self, INSTRUCTION, memory.instruction)
+        base, length = Signal(32), Signal(WORDS_BITS)
+        lengths = {int(target): length.eq(coming.count * load_words(target, geometry)) for target in Target}
         bases = {int(Base.PROGRAM): base.eq(job.program), int(Base.INPUT): base.eq(job.input)}
         self.comb += [
-            Case(here.base, {**bases, "default": base.eq(job.output)}),
-            Case(here.memory, {**lengths, "default": length.eq(0)}),
+            Case(coming.base, {**bases, "default": base.eq(job.output)}),
+            Case(coming.memory, {**lengths, "default": length.eq(0)}),
             queue.done.eq(self.done),
             memory.data.eq(self.instructions.data),
             stores.sink.end.eq(here.opcode == Opcode.END),
             stores.sink.word.eq(here.address),
             stores.sink.words.eq(here.count),
-            stores.sink.address.eq(base + here.offset),
-            stores.sink.length.eq(length),
+            stores.sink.address.eq(self.address),
+            stores.sink.length.eq(self.length),
             stores.sink.epoch.eq(first_epoch + here.epoch),
             stores.busy.eq(self.store_busy),
             stores.stopped.eq(self.error != 0),
@@ -108,7 +110,13 @@ class Sequencer(Module):
         self.stop = [NextValue(self.error, ErrorCode.BAD_INSTRUCTION), NextState("STOP")]
         self._load_instructions(fsm, geometry)
         fsm.act("FETCH", NextState("DECODE"))
-        fsm.act("DECODE", NextValue(word, memory.instruction), NextState("EXECUTE"))
+        fsm.act(
+            "DECODE",
+            NextValue(word, memory.instruction),
+            NextValue(self.address, base + coming.offset),
+            NextValue(self.length, length),
+            NextState("EXECUTE"),
+        )
         self._execute(fsm, first_epoch)
         fsm.act("STOP")
         self._stop_on_faults(fsm)
@@ -125,6 +133,7 @@ class Sequencer(Module):
                 If(~job.load, NextState("FETCH")).Elif(
                     self.sync_unit.everything,
                     NextValue(self.word, Cat(C(0, INSTRUCTION["count"].offset), job.program_words)),
+                    NextValue(self.address, job.program),
                     NextState("REQUEST-INSTRUCTIONS"),
                 ),
             ),
@@ -133,7 +142,7 @@ class Sequencer(Module):
         fsm.act(
             "REQUEST-INSTRUCTIONS",
             read.valid.eq(1),
-            read.address.eq(self.base + self.instruction.offset),
+            read.address.eq(self.address),
             read.words.eq(words),
             If(
                 (words == 0) | (words > geometry.instruction_words),
@@ -169,7 +178,7 @@ class Sequencer(Module):
         }
         fsm.act(
             "EXECUTE",
-            read.address.eq(self.base + here.offset),
+            read.address.eq(self.address),
             read.words.eq(self.length),
             Case(here.opcode, {**{int(opcode): actions for opcode, actions in cases.items()}, "default": self.stop}),
         )

@@ -20,7 +20,7 @@ from sentei.host.compiler.pack import pack_streams
 from sentei.host.compiler.placement import Placement, fits, placements
 from sentei.host.compiler.plan import plan_streams
 from sentei.host.compiler.schedule import Layer, load_cycles, schedule, steps_of
-from sentei.host.compiler.steps import ALIKE_SHARE, weight_digits
+from sentei.host.compiler.steps import weight_digits
 from sentei.host.network.ir import Conv, Network, Pool, Tensor, accumulator_range, residual_codes
 from sentei.host.network.law import check
 from sentei.host.network.pixels import pixel_levels
@@ -151,13 +151,13 @@ def linked(
 def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tuple[Stage, bytes]]:
     """The stages that take the fewest cycles, by estimate, of those that compile; none, if there are none. Those that
     do a picture whole do as many of a batch at a time as they have room for."""
-    infos = {op.output: layer_info(op, network, geometry) for op in network.ops}
+    bounds = {op.output: layer_info(op, network, geometry).bound_cycles for op in network.ops}
 
     @cache
     def found(first: int, end: int) -> list[Way]:
         part = part_of(network, first, end)
         some = islice(ways(part, partial(fits, geometry=geometry)), MOST_TILINGS)
-        all_of_them = (Way(part, job, cuts, estimate(part, job, cuts, infos, geometry)) for job, cuts in some)
+        all_of_them = (Way(part, job, cuts, estimate(part, job, cuts, bounds, geometry)) for job, cuts in some)
         return sorted(all_of_them, key=lambda way: way.cycles)
 
     compiled: dict[Way, tuple[Stage, bytes] | None] = {}
@@ -206,34 +206,30 @@ def enlarged(way: Way, stage: Stage, data: bytes, geometry: Geometry, batch: int
 
 
 def estimate(
-    part: Network, job: Network, cuts: Mapping[str, Tiling], infos: Mapping[str, LayerInfo], geometry: Geometry
+    part: Network, job: Network, cuts: Mapping[str, Tiling], bounds: Mapping[str, float], geometry: Geometry
 ) -> float:
     """Cycles of a stage: its weights brought on chip, then each job's multiplications, or its transfers, if these take
-    longer. `infos` are those of the whole picture's layers, by their output."""
+    longer. `bounds` are those of the whole picture's layers, by their output."""
     pitch = max(tensor.shape.width for tensor in job.tensors.values())
 
     def words(tensor: Tensor) -> int:
         return -(-tensor.shape.height * pitch // geometry.lanes)
 
-    # The steps of one word of each output, of all groups; what the bus moves of them; those of one block.
-    array, steps, moves, longest = 0.0, 0.0, 0.0, 0.0
+    array, steps, longest = 0.0, 0.0, 0.0  # the steps of one word of each output, of all groups; of one block
     for op in part.ops:
-        of_whole, of_job, info = part.tensors[op.output].shape, job.tensors[op.output], infos[op.output]
-        cycles_a_word = info.bound_cycles * geometry.lanes / (of_whole.height * of_whole.width)
+        of_whole, of_job = part.tensors[op.output].shape, job.tensors[op.output]
+        cycles_a_word = bounds[op.output] * geometry.lanes / (of_whole.height * of_whole.width)
         array += cycles_a_word * words(of_job)
         own = cycles_a_word * geometry.groups
-        alike = isinstance(op, Conv) and op.groups == 1 and info.macs >= ALIKE_SHARE * info.dense_macs
-        steps, moves = steps + own, moves + own / (2 if alike else 1)
-        longest = max(longest, own * geometry.group_columns / of_whole.channels)
+        steps, longest = steps + own, max(longest, own * geometry.group_columns / of_whole.channels)
     room = geometry.groups * geometry.stream_words
     kept = steps if steps <= room else room / 2
-    loads = (steps - kept) / max(steps, 1) * moves * stream_bits(geometry) / geometry.bus_bits
+    loads = (steps - kept) * stream_bits(geometry) / geometry.bus_bits
     ends = (job.tensors[name] for name in (*job.inputs, *job.outputs))
     moved = sum(words(tensor) * tensor.shape.channels * -(-tensor.bits // ACTIVATION_BITS) for tensor in ends)
     moved = moved * 8 * geometry.word_bytes / geometry.bus_bits
-    cycles = max(array, moved + loads)
-    if 2 * longest > geometry.stream_words:  # a group loads a block while only the others compute
-        cycles += min(array, loads) / geometry.groups
+    overlap = 2 * longest <= geometry.stream_words  # the stream memory has room for two blocks
+    cycles = max(array, moved + loads) if overlap else max(array, moved) + loads
     jobs = len(cuts[part.input]) if cuts else 1
     return kept * stream_bits(geometry) / geometry.bus_bits + jobs * (cycles + JOB_CYCLES)
 
