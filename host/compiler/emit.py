@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from sentei.host.compiler.epochs import overlap
 from sentei.host.compiler.pack import NO_PAGE, Streams, pack_entries
 from sentei.host.compiler.placement import Placement, last_uses
-from sentei.host.compiler.plan import Run, StreamPlan, runs_since_address_was_used
+from sentei.host.compiler.plan import Run, StreamContent, StreamPlan, runs_since_address_was_used
 from sentei.host.compiler.schedule import Layer
-from sentei.host.compiler.stream_content import StreamContent
 from sentei.host.network.ir import WIDE, Network
 from sentei.overlay.geometry import ALIGNMENT_BYTES, LOAD_BITS, Geometry
 from sentei.overlay.instructions import (

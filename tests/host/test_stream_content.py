@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sentei.host.compiler import stream_content
-from sentei.host.compiler.stream_content import StreamContent
+from sentei.host.compiler import plan as planning
+from sentei.host.compiler.plan import StreamContent
 from sentei.overlay.geometry import LOAD_BITS, WEIGHT_BITS, Geometry
 from sentei.overlay.instructions import STEP_WEIGHTS_OFFSET, Memory, load_words, stream_bits
 
@@ -49,7 +49,7 @@ def random_stream(rng: np.random.Generator, geometry: Geometry, words: int, cont
 @pytest.mark.parametrize("columns", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("fewest", [1, 5])
 def test_the_memory_holds_what_was_asked_for(columns, fewest, monkeypatch):
-    monkeypatch.setattr(stream_content, "FEWEST_PAIRS", fewest)
+    monkeypatch.setattr(planning, "FEWEST_PAIRS", fewest)
     geometry = Geometry(columns=2 * columns, groups=2, requantizers=1, stream_words=256)
     seed = SEED + 10 * columns + fewest
     print(f"seed {seed}")

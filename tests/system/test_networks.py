@@ -23,7 +23,7 @@ from helpers.tiers import campaign, hardware, seeds
 from sentei.driver import SenteiOverlay
 from sentei.gateware.technologies.technology import PACKED, PORTABLE
 from sentei.host.compiler import compile as compiler
-from sentei.host.compiler import stream_content
+from sentei.host.compiler import plan as planning
 from sentei.host.compiler.compile import compile_network
 from sentei.host.compiler.placement import Packed, make_layouts, place
 from sentei.host.frontend.importer import load
@@ -197,7 +197,7 @@ def streams_loaded(program, memory=Memory.STREAM):
 def test_weights_that_do_not_fit_on_chip_are_loaded_for_each_picture(overlays, monkeypatch, kind, seed):
     overlay = overlays("streamed")
     if seed % 2:
-        monkeypatch.setattr(stream_content, "FEWEST_PAIRS", 4)  # these layers are small
+        monkeypatch.setattr(planning, "FEWEST_PAIRS", 4)  # these layers are small
     model, network, program, plan = streamed_network(seed, kind, monkeypatch)
     assert seed % 2 == 0 or kind == "ahead" or streams_loaded(program, Memory.WEIGHTS), "no weights are loaded alone"
     chunks = [run for run in plan.runs if run.chunk]
