@@ -30,11 +30,6 @@ def spread(module, signal, cycles, users):
     return [(range(users), delay(module, signal, cycles))]
 
 
-def each(copies):
-    """Of what `spread` returns, for every user its copy."""
-    return [copy for users, copy in copies for _ in users]
-
-
 def nibble(word, index):
     """Lane `index` of an activation word."""
     return word[4 * index : 4 * index + 4]

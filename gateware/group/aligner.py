@@ -14,24 +14,17 @@ One vector may start every cycle; there is no back-pressure.
 
 from migen import *
 
-from sentei.gateware.common import delay, each, nibble
+from sentei.gateware.common import delay, nibble
 from sentei.gateware.memory.activation_memory import ActivationPort
-from sentei.gateware.technologies.technology import PORTABLE, Technology
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
 
-def rotate(module, word, amounts, first_bit: int):
-    """`word` rotated down by an amount << `first_bit` lanes, a multiplexer for each of its bits. `amounts` are each
-    lane's copy of it."""
-    lanes = len(amounts)
-    for bit in range(len(amounts[0])):
+def rotate(module, word, amount, first_bit: int):
+    """`word` rotated down by `amount` << `first_bit` lanes, one multiplexer a bit of `amount`."""
+    for bit, enable in enumerate(amount, first_bit):
+        distance = ACTIVATION_BITS << bit
         rotated = Signal(len(word))
-        module.comb += [
-            nibble(rotated, lane).eq(
-                Mux(amount[bit], nibble(word, (lane + (1 << first_bit + bit)) % lanes), nibble(word, lane))
-            )
-            for lane, amount in enumerate(amounts)
-        ]
+        module.comb += rotated.eq(Mux(enable, Cat(word[distance:], word[:distance]), word))
         word = rotated
     return word
 
@@ -42,7 +35,7 @@ class Aligner(Module):
     LATENCY = ActivationPort.LATENCY + 2
     MASK_DELAY = ActivationPort.LATENCY + 1
 
-    def __init__(self, geometry: Geometry, port: ActivationPort, technology: Technology = PORTABLE):
+    def __init__(self, geometry: Geometry, port: ActivationPort):
         lanes = geometry.lanes
         lane_bits = log2_int(lanes)
         self.address = Signal(log2_int(geometry.activation_words) + lane_bits)  # in pixels
@@ -56,8 +49,7 @@ class Aligner(Module):
         fine_bits = (lane_bits + 1) // 2
         self.comb += port.word.eq(self.address[lane_bits:])
         address = delay(self, self.address[: lane_bits + 1], ActivationPort.LATENCY - 1)
-        coarse = each(technology.spread(self, address[fine_bits:lane_bits], 1, lanes))
-        fine = each(technology.spread(self, address[:fine_bits], 2, lanes))
+        rotation = delay(self, address[:lane_bits], 1)
         from_odd = Signal(lanes, reset_less=True)
         self.sync += [
             from_odd[position].eq(address[-1] ^ (address[:lane_bits] > position)) for position in range(lanes)
@@ -68,8 +60,8 @@ class Aligner(Module):
             nibble(chosen, position).eq(Mux(from_odd[position], nibble(odd, position), nibble(even, position)))
             for position in range(lanes)
         ]
-        turned = delay(self, rotate(self, chosen, coarse, fine_bits), 1)
-        aligned = rotate(self, turned, fine, 0)
+        coarse = delay(self, rotate(self, chosen, rotation[fine_bits:], fine_bits), 1)
+        aligned = rotate(self, coarse, delay(self, rotation[:fine_bits], 1), 0)
         self.sync += [
             nibble(self.vector, lane).eq(Mux(self.mask[lane], nibble(aligned, lane), self.pad)) for lane in range(lanes)
         ]

@@ -49,7 +49,7 @@ class Group(Module):
         self.submodules.tiles = Table(TILE.width, geometry.tile_entries, prefix + "tiles")
         self.submodules.taps = Table(TAP.width, geometry.tap_entries, prefix + "taps")
         self.submodules.masks = Table(geometry.lanes, geometry.mask_entries, prefix + "masks")
-        self.submodules.aligner = aligner = Aligner(geometry, activation_port, technology)
+        self.submodules.aligner = aligner = Aligner(geometry, activation_port)
         self.submodules.array = array = technology.group_array(geometry)
         self.submodules.queue = runs = stream.SyncFIFO(run_layout(geometry), RUN_QUEUE_DEPTH)
         self.runs = runs.sink

@@ -15,7 +15,6 @@ from operator import or_
 
 from migen import *
 
-from sentei.gateware.common import each
 from sentei.gateware.technologies.technology import PORTABLE, Technology
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 
@@ -115,7 +114,7 @@ class ActivationMemory(Module):
             write = Signal(len(chosen[0]))
             self.comb += write.eq(reduce(or_, chosen))
             copies = technology.spread(self, write, self.WRITE_LATENCY, readers)
-            banks.append([BankWrite(geometry, bits) for bits in each(copies)])
+            banks.append([BankWrite(geometry, bits) for users, bits in copies for _ in users])
         self.ports = [
             ActivationPort(geometry, writes, number) for number, writes in enumerate(zip(*banks, strict=True))
         ]

@@ -87,7 +87,7 @@ class Requantizer(Module):
             self.residual_word.eq(delay(self, addresses.residual, residual_cycles)),
             self.residual_busy.eq(delay_valid(self, active & now.use_residual, residual_cycles)),
             lanes.residuals.eq(residual_port.low),
-            lanes.use_residual.eq(delay(self, now.use_residual, RESIDUAL - 1)),
+            lanes.use_residual.eq(delay(self, now.use_residual, RESIDUAL)),
             partials.address.eq(Cat(columns.next_column, addresses.next_owner)),
             partials.keeps.eq(active & (now.join | now.wide)),
         ]

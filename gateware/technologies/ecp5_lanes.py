@@ -5,7 +5,7 @@ C = D = 0. So it adds the bits y(A, B) and x(A, B, C, D) if x is 0 at C = D = 0;
 
     value        y = ~sum             x = constant & plain & shifted
     search       y = rest             x = distance ^ ~reached
-    the last     y = rest             x = reached ? up : down
+    the last     y = rest             x = reached ? up : ~down
     its carry    S is not used; carries (reached ? one : another)
     residual     y = n ^ flip         x = residual & ~handed out
     clamping     y = low              x = above ? span : code
@@ -23,7 +23,7 @@ from sentei.overlay.geometry import ACTIVATION_BITS
 SUBTRACT = adder(lambda a, b: 1 ^ a, lambda a, b, c, d: b & c & d)  # sum, constant, plain, shifted
 SEARCH = adder(lambda a, b: a, lambda a, b, c, d: d & (b ^ c ^ 1))  # rest, distance, reached, 1
 SEARCH_HIGH = adder(lambda a, b: a, lambda a, b, c, d: d & (c ^ 1))  # rest, any, reached, 1
-SEARCH_LAST = adder(lambda a, b: a, lambda a, b, c, d: b if c else d)  # rest, up, reached, down
+SEARCH_LAST = adder(lambda a, b: a, lambda a, b, c, d: b if c else d)  # rest, up, reached, down inverted
 SEARCH_CARRY = lut4(lambda a, b, c, d: 1 ^ (c if a else d))  # reached, any, carry if reached, carry if not
 ADD_RESIDUAL = adder(lambda a, b: a ^ b, lambda a, b, c, d: c & (1 ^ d))  # reached, flip, residual, handed out
 CLAMP = adder(lambda a, b: a, lambda a, b, c, d: b if d else c)  # low, span, code, above
@@ -105,9 +105,11 @@ class ECP5Lanes(Lanes):
         return carry_chain(self, halves)[1:]
 
     def search_last(self, rest, up, down, carries, reached):
+        inverted = Signal(len(down))
+        self.comb += inverted.eq(~down)
         halves = [self.start(carries, reached)]
         for bit in range(self.bits):
-            halves.append((SEARCH_LAST, [rest[bit], up[bit], reached[0], down[bit]]))
+            halves.append((SEARCH_LAST, [rest[bit], up[bit], reached[0], inverted[bit]]))
         return carry_chain(self, halves)[1:]
 
     def start(self, carries, reached):

@@ -35,7 +35,7 @@ from operator import or_
 
 from migen import *
 
-from sentei.gateware.common import delay, delay_valid, each, nibble, spread
+from sentei.gateware.common import delay, delay_valid, nibble, spread
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import CARRY_BITS, LANE_SUM_BITS, NIBBLE_SHIFT, NO_RESIDUAL, SEARCH_LEVELS
 
@@ -52,8 +52,8 @@ class Lanes(Module):
     """`sources` are the vectors that have turns: sums, signed, `accumulator_bits` a lane, or maxima, a nibble a lane.
 
     Inputs, each in its cycle from the turn on: `turns` (-1), 1 before a source's turn; `join` and `by_nibble` (0) add
-    `partials` (1); the entry's fields and `wide` (SUM); `residuals` (RESIDUAL), `use_residual` a cycle before. Outputs:
-    `values` (VALUE), `nibbles` (LATENCY).
+    `partials` (1); the entry's fields and `wide` (SUM); `residuals` with `use_residual` (RESIDUAL). Outputs: `values`
+    (VALUE), `nibbles` (LATENCY).
 
     What leaves the OR with `sum_lanes` (SUM) comes again `reduce_delay` cycles later, in lane 0, as the sum of all
     lanes' lowest LANE_SUM_BITS, unsigned.
@@ -136,46 +136,44 @@ class Lanes(Module):
         self.comb += self.values.eq(Cat(*values))
 
         # Cycles 3 to 6: the search. The decisions so far are a number, the last one its lowest bit.
-        carries, distance = self.carries, self.distance
+        carries = delay(self, self.carries, 1)
+        distance, wide = delay(self, self.distance, 1), delay_valid(self, self.wide, 1)
         late_odd, late_even = (delay(self, bit, SEARCH_LEVELS - 1) for bit in (self.late_odd, self.late_even))
-        wide = self.near(self.wide, RESIDUAL - SUM)
+        hand_out = wide
         rests = [self.narrowed(value) for value in values]
         reached = [value[-1:] for value in values]
         for level in range(SEARCH_LEVELS):
-            if level > 0:
-                carries, distance = delay(self, carries[1 << level :], 1), delay(self, distance, 1)
-            count = 2 << level
-            steps = distance[level:]
-            if level == SEARCH_LEVELS - 1:
+            own = carries[: 2 << level]
+            if level == SEARCH_LEVELS - 2:
                 # The last step goes from a threshold of even number to one of odd number.
-                up, down = Signal(self.bits), Signal(self.bits)
-                self.comb += [up.eq(steps - late_even), down.eq(~(steps - late_odd))]
-                steps = Cat(up, down)
-            fields = self.near(Cat(carries[:count], steps), 1)
+                step = distance[level + 1 :]
+                up, down = Signal(self.bits, reset_less=True), Signal(self.bits, reset_less=True)
+                self.sync += [up.eq(step - late_even), down.eq(step - late_odd)]
             for lane in range(self.lanes):
-                own, step = fields[lane][:count], fields[lane][count:]
                 rest = Signal(self.bits)
                 if level < SEARCH_LEVELS - 1:
-                    self.comb += rest.eq(self.search(rests[lane], step, own, reached[lane]))
+                    self.comb += rest.eq(self.search(rests[lane], distance[level:], own, reached[lane]))
+                else:
+                    self.comb += rest.eq(self.search_last(rests[lane], up, down, own, reached[lane]))
+                if level < SEARCH_LEVELS - 1:
                     rests[lane] = delay(self, rest, 1)
                     decisions = Signal(2 + level)
                     self.comb += decisions.eq(Cat(rests[lane][-1], delay(self, reached[lane], 1)))
                 else:
-                    up, down = step[: self.bits], step[self.bits :]
-                    self.comb += rest.eq(self.search_last(rests[lane], up, down, own, reached[lane]))
                     # A nibble that is handed out takes the residual's place, and n is 16.
                     decisions = Signal(1 + SEARCH_LEVELS, reset=1 << SEARCH_LEVELS, reset_less=True)
-                    self.sync += If(wide[lane], decisions.eq(decisions.reset)).Else(
+                    self.sync += If(wide, decisions.eq(decisions.reset)).Else(
                         decisions.eq(Cat(rest[-1], reached[lane]))
                     )
                 reached[lane] = decisions
+            if level < SEARCH_LEVELS - 1:
+                carries = delay(self, carries[2 << level :], 1)
+                distance, wide = delay(self, distance, 1), delay_valid(self, wide, 1)
 
         # Cycle 6: residuals. Cycle 7: their sum with i. Cycle 8: where it lies. Cycle 9: the nibble.
-        use_residual = self.near(self.use_residual, 1)
-        hand_out = self.near(self.wide, VALUE - SUM)
-        flip = self.near(self.flip, DECIDED - SUM)
-        span = self.near(self.span, DECIDED + 1 - SUM)
-        clamping = self.near(Cat(self.low, self.span), DECIDED + 2 - SUM)
+        flip = delay(self, self.flip, DECIDED - SUM)
+        span = delay(self, self.span, DECIDED + 1 - SUM)
+        low = delay(self, self.low, DECIDED + 2 - SUM)
         results = []
         for lane in range(self.lanes):
             lower, upper = Signal(ACTIVATION_BITS - 1, reset_less=True), Signal(reset_less=True)
@@ -183,30 +181,23 @@ class Lanes(Module):
             stored = nibble(self.residuals, lane)
             handed_out = Signal(ACTIVATION_BITS, reset_less=True)
             self.sync += [
-                If(wide[lane] | use_residual[lane], lower.eq(stored[:-1] | Replicate(wide[lane], len(lower)))).Else(
-                    lower.eq(0)
-                ),
-                upper.eq(stored[-1] | ~use_residual[lane]),
-                If(hand_out[lane], handed_out.eq(values[lane][-ACTIVATION_BITS:])).Else(handed_out.eq(0)),
+                If(wide | self.use_residual, lower.eq(stored[:-1] | Replicate(wide, len(lower)))).Else(lower.eq(0)),
+                upper.eq(stored[-1] | ~self.use_residual),
+                If(hand_out, handed_out.eq(values[lane][-ACTIVATION_BITS:])).Else(handed_out.eq(0)),
             ]
             handed_out = delay(self, handed_out, DECIDED - VALUE - 1)
             total = Signal(ACTIVATION_BITS + 2, reset_less=True)  # 16 more than i + residual
             code = Signal(ACTIVATION_BITS, reset_less=True)
             above = Signal(reset_less=True)
             result = Signal(ACTIVATION_BITS, reset_less=True)
-            low, high = clamping[lane][:ACTIVATION_BITS], clamping[lane][ACTIVATION_BITS:]
             self.sync += [
-                total.eq(self.add_residual(reached[lane], flip[lane], residual, handed_out)),
+                total.eq(self.add_residual(reached[lane], flip, residual, handed_out)),
                 code.eq(Mux(total[4], total[:4], 0)),
-                above.eq(total[5] | (total[4] & (total[:4] > span[lane]))),
-                result.eq(self.clamped(low, high, code, above)),
+                above.eq(total[5] | (total[4] & (total[:4] > span))),
+                result.eq(self.clamped(low, delay(self, span, 1), code, above)),
             ]
             results.append(result)
         self.comb += self.nibbles.eq(Cat(*results))
-
-    def near(self, signal, cycles):
-        """`signal` as it was `cycles` cycles ago: for each lane the copy that lies near it."""
-        return each(self.spread(self, signal, cycles, self.lanes))
 
     def sum_over_lanes(self, merged, sums):
         """Sums of all lanes go to lane 0 of `sums`: a tree of registered adders, each as wide as its sum."""
@@ -263,8 +254,8 @@ class Lanes(Module):
         return rest + (step ^ Replicate(~reached[0], self.bits)) + self.chosen(carries, reached)
 
     def search_last(self, rest, up, down, carries, reached):
-        """The same with two steps: `down`, a distance inverted, if not `reached`."""
-        return rest + Mux(reached[0], up, down) + self.chosen(carries, reached)
+        """The same with two distances."""
+        return rest + Mux(reached[0], up, ~down) + self.chosen(carries, reached)
 
     def add_residual(self, reached, flip, residual, handed_out):
         """n, or 31 - n if `flip`, plus the residual, or plus the nibble that is handed out inverted. Six bits."""
