@@ -2,7 +2,7 @@
 
     sink --> unescape --+--> frame memory --> Stream2Wishbone (LiteX) --> bus
                         `--> CRC                     |
-    source <-- escape <-- START, data, CRC, END <----' registers
+    source <-- escape <-- START, data, CRC, END <-- register
 
 A frame is kept until its CRC is right; nothing of it reaches the bus before. The formats and the rules are
 overlay/serial_bridge.py's. Half a frame that does not go on for a tenth of a second is forgotten.

@@ -1,9 +1,10 @@
 """One serial port for two: a terminal talks to the firmware, a host program reads and writes the bus.
 
-    bytes in  --> FIFO --+--> the CPU's UART                   a frame begins with a control character that nobody
-                         +--> bridge --> Wishbone master       types; what follows belongs to it until its end
-    bytes out <-- register <--+--- both
+    bytes in --> FIFO --> register --+--> the CPU's UART
+                                     +--> bridge --> Wishbone master
+    bytes out <-- register <--- both
 
+A frame begins with a control character that nobody types; what follows belongs to the bridge until the frame's end.
 What is typed faster than the firmware reads is dropped: it must not stand in the bridge's way.
 """
 
@@ -22,7 +23,8 @@ class SerialPort(LiteXModule):
     """Joins `phy`, whose streams of bytes are `source` (in) and `sink` (out), with a UART and a bridge."""
 
     def __init__(self, phy, uart: UART, bridge: SerialBridge):
-        self.received = received = stream.SyncFIFO([("data", 8)], FIFO_BYTES)
+        self.waiting = waiting = stream.SyncFIFO([("data", 8)], FIFO_BYTES)
+        self.received = received = stream.Buffer([("data", 8)])
         # A PHY sends a byte long before it says that it has taken it: it must not be offered another meanwhile.
         self.sending = sending = stream.Buffer([("data", 8)])
 
@@ -30,7 +32,8 @@ class SerialPort(LiteXModule):
 
         for_bridge = Signal()
         self.comb += [
-            phy.source.connect(received.sink),
+            phy.source.connect(waiting.sink),
+            waiting.source.connect(received.sink),
             for_bridge.eq(~bridge.idle | (received.source.data == START)),
             If(for_bridge, received.source.connect(bridge.sink)).Else(
                 received.source.connect(uart.sink, omit={"ready"}), received.source.ready.eq(1)
