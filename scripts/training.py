@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import sys
 import time
 from fractions import Fraction
@@ -23,7 +20,7 @@ from torch import nn
 
 from sentei.host.commands.console import say, step, write_report
 from sentei.host.datasets.dataset import Split
-from sentei.host.train.images import Images, best_device, to_input
+from sentei.host.train.images import Images, best_device, machine, to_input
 from sentei.host.train.kernel_size import hold_kernel_sizes
 from sentei.host.train.loop import Recipe, fit
 from sentei.host.train.networks import NETWORKS
@@ -66,14 +63,6 @@ def epochs_a_second(network: nn.Module, train: Images, test: Images, recipe: Rec
     steps = len(train) // recipe.batch - 1
     seconds = min(marks[3 * epoch + 1] - marks[3 * epoch] for epoch in range(1, recipe.epochs))
     return steps * recipe.batch / seconds / EPOCH_IMAGES
-
-
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{torch.get_num_threads()} of {os.cpu_count()} cores, {name}"
 
 
 def measured(batches: int) -> dict[str, float]:

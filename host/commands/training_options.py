@@ -50,6 +50,14 @@ FloatWeights = Annotated[
         "last checkpoint of a float network, as float-2.pt): no float training",
     ),
 ]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="MODEL.onnx",
+        help="a model of this network, written by this command: quantized training goes on from its weights and from "
+        "what it keeps, taught by the float network",
+    ),
+]
 FloatCycles = Annotated[int, typer.Option(min=1, help="cycles of the learning rate for the float network")]
 FloatRate = Annotated[
     float,
@@ -105,6 +113,7 @@ class TrainingOptions:
     size: Size = None
     mirror: Mirror = True
     weights: FloatWeights = None
+    start: Start = None
     float_epochs: FloatEpochs = 45
     float_cycles: FloatCycles = 2
     float_learning_rate: FloatRate = 0.2

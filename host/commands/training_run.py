@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from sentei.host.commands.console import console, opened, say, step, writing
 from sentei.host.commands.training_options import TrainingOptions, epochs_of, layer_density, picture_size
 from sentei.overlay.errors import InputError
+from sentei.overlay.manifest import sha256_of
 
 if TYPE_CHECKING:
     from sentei.host.datasets.dataset import DataSet
@@ -87,6 +88,7 @@ class TrainingRun:
         self.geometry = options.geometry
         self.memory = options.memory
         self.weights = options.weights
+        self.start = options.start
         self.resume = options.resume
         self.array = geometry = geometry_named(self.geometry)
         if self.memory not in MEMORY_MODELS:
@@ -151,6 +153,7 @@ class TrainingRun:
                 work=self.work,
                 resume=self.resume,
                 pretrained=self.weights is not None,
+                start=self.start,
                 geometry=self.array,
                 watch=watch,
             )
@@ -165,6 +168,7 @@ class TrainingRun:
         from sentei.host.frontend.importer import load
         from sentei.host.network import reference
         from sentei.host.train.export import export
+        from sentei.host.train.images import best_device, machine
         from sentei.host.train.pipeline import first_labels
 
         test = self.data.test
@@ -184,7 +188,9 @@ class TrainingRun:
                 "density": point.density,
                 "layers": dict(point.densities),
                 "plan": self.plan.settings(),
+                **({} if self.start is None else {"start": _origin(self.start)}),
                 "seconds": round(point.seconds),
+                "machine": machine(best_device()),
                 "float_accuracy": point.float_accuracy,
                 "accuracy": float((predicted == test.labels).mean()),
                 "accuracy_by": f"integer reference, {len(test)} test images",
@@ -215,6 +221,15 @@ class TrainingRun:
             program = compile_network(load(model), overlay.manifest.geometry)
             overlay.load(program)
             return benchmark(overlay).cycles
+
+
+def _origin(model: Path) -> dict:
+    """What is known of a model that another was trained on from: its name and digest, and what its card says."""
+    found = {"file": model.name, "sha256": sha256_of(model)}
+    with suppress(OSError, json.JSONDecodeError):
+        card = json.loads(model.with_suffix(".json").read_text())
+        found |= {key: card[key] for key in ("command", "seconds", "machine", "start") if key in card}
+    return found
 
 
 @contextmanager

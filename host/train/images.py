@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,6 +66,15 @@ def augment(images: Tensor, max_shift: int, mirror: bool, generator: torch.Gener
 def best_device() -> torch.device:
     """A GPU where there is one (this process's own), else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def machine(device: torch.device) -> str:
+    """Of the device, for cards and reports."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{torch.get_num_threads()} of {os.cpu_count()} cores, {name}"
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

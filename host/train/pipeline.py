@@ -34,6 +34,7 @@ from sentei.host.train.checkpoint import (
     load_checkpoint,
     load_onnx_weights,
 )
+from sentei.host.train.continued import take_over
 from sentei.host.train.export import check_supported, freeze
 from sentei.host.train.images import Images, augment, best_device, device_of, to_input
 from sentei.host.train.kernel_size import hold_kernel_sizes, remove_parametrizations
@@ -42,6 +43,7 @@ from sentei.host.train.prune import PruneError, Pruner
 from sentei.host.train.quantize import quantize
 from sentei.host.train.quantizers import Precision
 from sentei.overlay.geometry import Geometry
+from sentei.overlay.manifest import sha256_of
 
 CALIBRATION_IMAGES = 256
 NORM_IMAGES = 10_000
@@ -121,16 +123,18 @@ def prune_and_retrain(
     work: Path | None = None,
     resume: bool = False,
     pretrained: bool = False,
+    start: Path | None = None,
     geometry: Geometry | None = None,
     watch: Callable[[Moment], None] = ignore,
 ) -> Iterator[Point]:
     """Train a float network, then quantize it and prune it to one density after the other; yields each as it is done.
 
     `network` is any float network that :func:`quantize` takes; `pretrained` says that its weights stay as they are.
-    `keeps` fall.  Checkpoints go to the folder `work` after each epoch; with `resume`, training continues after the
-    last of them, and without, there must be none.  What cannot be done is refused before hours of training: with
-    `geometry`, also a network that does not fit that array.  Errors: PruneError, UnsupportedNetworkError,
-    UnsupportedModel, CapacityError, TrainingError, CheckpointError.
+    With `start`, a model of that network that was written before, quantized training goes on from that model; the
+    float network teaches.  `keeps` fall.  Checkpoints go to the folder `work` after each epoch; with `resume`, training
+    continues after the last of them, and without, there must be none.  What cannot be done is refused before hours of
+    training: with `geometry`, also a network that does not fit that array.  Errors: PruneError, CheckpointError,
+    UnsupportedNetworkError, UnsupportedModel, CapacityError, TrainingError.
     """
     if list(keeps) != sorted(set(keeps), reverse=True) or not keeps:
         raise PruneError(f"the densities must fall, not be {', '.join(map(str, keeps)) or 'none'}")
@@ -141,11 +145,13 @@ def prune_and_retrain(
     train, shown = _splits(data, plan.holdout, device)
     test = Images(data.test, device) if plan.holdout else shown
     teacher = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    untrained = _prunable(teacher, train, keeps, plan)[0]
+    untrained = _prunable(teacher, train, keeps, plan, start)[0]
     check_supported(untrained, (1, *train.images.shape[1:]), geometry)
     structure = f"{network}{untrained.code}"
     run = {"data": data.name, "images": data.digest(), "network": hashlib.sha256(structure.encode()).hexdigest()}
     floats = [] if pretrained else _float_stages(plan, run)
+    if start is not None:
+        run["start"] = sha256_of(start)
     densities = [_density_stages(plan, keeps[: index + 1], run) for index in range(len(keeps))]
     if work:
         _check_checkpoints(work, floats, [stage for stages in densities for stage in stages], resume)
@@ -164,7 +170,7 @@ def prune_and_retrain(
             watch=watch,
         )
     float_accuracy = accuracy(teacher, test)
-    student, pruner = _prunable(teacher, train, keeps, plan)
+    student, pruner = _prunable(teacher, train, keeps, plan, start)
     taught = {TEACHER: _digest(teacher)}
     seconds = 0.0
     for keep, stages in zip(keeps, densities, strict=True):
@@ -295,10 +301,12 @@ def first_labels(network: nn.Module, images: np.ndarray) -> list[int]:
 
 
 def _prunable(
-    teacher: nn.Module, train: Images, keeps: Sequence[Fraction], plan: Plan
+    teacher: nn.Module, train: Images, keeps: Sequence[Fraction], plan: Plan, start: Path | None
 ) -> tuple[fx.GraphModule, Pruner]:
     """The quantized network and its pruner. PruneError if a density cannot be reached."""
     student = quantize(teacher, to_input(train.images[:CALIBRATION_IMAGES]), plan.precision)
+    if start is not None:
+        take_over(student, start, _as_trained(train, plan))
     pruner = Pruner(student, plan.group, plan.floors, plan.aligned, plan.factors)
     for keep in keeps:
         pruner.plan(keep)

@@ -83,6 +83,11 @@ class SlotMask(nn.Module):
         self.final.fill_(final)
         self.is_final = final
 
+    def keep_what_is_there(self, weight: Tensor) -> None:
+        """Keep the slots whose weights (O, I, kh, kw) are not all zero."""
+        self.kept.copy_(weight.detach().unflatten(0, (-1, self.group)).ne(0).any(dim=1))
+        self.density = int(self.kept.sum()) / self.kept.numel()
+
     def keep_largest(self, importance: Tensor, count: int) -> None:
         """Keep the `count` most important slots of each row of `importance`, (rows, ...)."""
         self.kept.copy_(largest_slots(importance, count).view_as(self.kept))
@@ -160,6 +165,7 @@ class Pruner:
             for name, layer in self.layers.items()
         }
         for name, layer in self.layers.items():
+            self.masks[name].keep_what_is_there(layer.weight)
             parametrize.register_parametrization(layer, "weight", self.masks[name])
         self.start = self.target = self.densities()
 

@@ -214,27 +214,11 @@ class _Quantization:
             scale = best_power_of_two(layer.weight, bits, True, True)
         else:
             scale = fit_kernels_to_grid(layer.weight, norm, bits)
-        quantizer = weight_quantizer(bits, scale)
-        if isinstance(layer, nn.Linear):
-            quantized: nn.Module = QuantLinear(layer.in_features, layer.out_features, False, weight_quant=quantizer)
-        elif layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            quantized = QuantConv2d(
-                layer.in_channels,
-                layer.out_channels,
-                cast(Any, layer.kernel_size),
-                cast(Any, layer.stride),
-                cast(Any, layer.padding),
-                cast(Any, layer.dilation),
-                layer.groups,
-                bias=False,
-                weight_quant=quantizer,
-            )
-        else:
+        if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
             raise UnsupportedNetworkError(
                 f"{node.name}: padding must be numbers of zeros, not {layer.padding_mode} {layer.padding}"
             )
-        cast(nn.Parameter, quantized.weight).copy_(layer.weight)
-        quantized = quantized.to(self.calibration.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        quantized = quantized_layer(layer, bits, scale).to(self.calibration.device).eval()
         self.traced.set_submodule(str(node.target), quantized)
         self._execute(node)
 
@@ -263,6 +247,29 @@ class _Quantization:
             other = self._quantize(other, self.precision.activations, signed=bool(self.values[other].min() < 0))
         self._execute(node)
         self.streams[node] = self.streams[other]
+
+
+@torch.no_grad()
+def quantized_layer(layer: nn.Conv2d | nn.Linear, bits: int, scale: float) -> QuantConv2d | QuantLinear:
+    """A layer with the same weights, which are rounded to a grid of that scale, and no bias."""
+    quantizer = weight_quantizer(bits, scale)
+    quantized: QuantConv2d | QuantLinear
+    if isinstance(layer, nn.Linear):
+        quantized = QuantLinear(layer.in_features, layer.out_features, False, weight_quant=quantizer)
+    else:
+        quantized = QuantConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            cast(Any, layer.kernel_size),
+            cast(Any, layer.stride),
+            cast(Any, layer.padding),
+            cast(Any, layer.dilation),
+            layer.groups,
+            bias=False,
+            weight_quant=quantizer,
+        )
+    cast(nn.Parameter, quantized.weight).copy_(layer.weight)
+    return quantized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _kernel_size(norm: fx.Node) -> int:
