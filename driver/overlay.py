@@ -194,7 +194,8 @@ class SenteiOverlay(pynq.Overlay):
         stage, word_bytes = program.stages[number], program.geometry.word_bytes
         packed = stage.pack(tensors, word_bytes)
         await self._prepare(stage)
-        data = await self._run_jobs(stage, packed, stage.body, self._slots, stage.output_bytes)
+        size = stage.patches_a_job * stage.output_bytes
+        data = await self._run_jobs(stage, packed, stage.body, self._slots, size)
         self._stage_cycles[number] = stage.share(self.last_cycles or 0)
         return stage.unpack(data, word_bytes)
 
@@ -225,7 +226,7 @@ class SenteiOverlay(pynq.Overlay):
             parts.append(part)
             if len(parts) == stage.jobs:
                 count = counts.popleft()
-                integers = stage.output.read(np.stack(parts), self._loaded.geometry.word_bytes)
+                integers = stage.unpack(np.stack(parts), self._loaded.geometry.word_bytes)[stage.output.name]
                 outputs = Outputs.of(self._loaded, integers[:count])
                 parts = []
                 yield from (outputs.single(number) for number in range(count))
@@ -242,7 +243,7 @@ class SenteiOverlay(pynq.Overlay):
                 if len(waiting) == len(self._slots):
                     yield _complete(self._collect(*waiting.popleft()))
                 slot = self._slots[number % len(self._slots)]
-                waiting.append(self._start(packed, stage.body, slot, stage.output_bytes))
+                waiting.append(self._start(packed, stage.body, slot, stage.patches_a_job * stage.output_bytes))
                 number += 1
         while waiting:
             yield _complete(self._collect(*waiting.popleft()))
@@ -258,7 +259,7 @@ class SenteiOverlay(pynq.Overlay):
         async def run():
             slots = self._allocate_slots(program.input_bytes, program.trace_bytes)
             for stage in program.stages:
-                packed = stage.pack(given | found, word_bytes)
+                packed = stage.pack_patches(given | found, word_bytes)
                 await self._prepare(stage)
                 data = await self._run_jobs(stage, packed, stage.trace, slots, stage.trace_bytes)
                 found.update({tensor.name: tensor.read(data, word_bytes) for tensor in stage.trace_tensors})

@@ -32,7 +32,7 @@ from sentei.overlay.instructions import fingerprint
 from sentei.overlay.layout import PlaneLayout, Tiling
 from sentei.overlay.tail import OutputTail
 
-FILE_VERSION = 5  # of the header; what the gateware reads has the fingerprint
+FILE_VERSION = 6  # of the header; what the gateware reads has the fingerprint
 MAGIC = b"SENTEI\r\n"
 PREFIX = struct.Struct("<8sIIQ32s")
 REMEDY = "compile the model again with `sentei compile`"
@@ -115,9 +115,10 @@ TENSORS = ("inputs", "outputs", "trace_tensors")  # of a Stage
 class Stage:
     """A part of a network that runs at a time, from some tensors to others, and its part of a program's data.
 
-    `inputs` lie side by side in a job's input buffer, `outputs` in its output buffer. `layers` are its own. Entries are
-    instructions: `prologue`, once, moves weights on chip; `body` does a job; `trace` does the same and also stores
-    every layer's output, `trace_tensors` tells where.
+    `inputs` lie side by side in a job's input buffer, `outputs` in its output buffer; those of `patches_a_job` one
+    behind the other. `layers` are its own. Entries are instructions: `prologue`, once, moves weights on chip; `body`
+    does a job; `trace` does a patch, or what a job does without, and stores every layer's output, `trace_tensors` tells
+    where.
     """
 
     data_offset: int
@@ -133,6 +134,7 @@ class Stage:
     trace_tensors: tuple[TensorInfo, ...]
     trace_bytes: int
     layers: tuple[LayerInfo, ...]
+    patches_a_job: int = 1  # one, or all
 
     @property
     def input(self) -> PlaneLayout:
@@ -148,22 +150,32 @@ class Stage:
         return self.inputs[0].tiling
 
     @property
+    def patches(self) -> int:
+        """Patches that `input.pictures` are done in; 1 if they are done whole."""
+        return 1 if self.tiling is None else len(self.tiling)
+
+    @property
     def jobs(self) -> int:
         """Jobs that `input.pictures` need."""
-        return 1 if self.tiling is None else len(self.tiling)
+        return self.patches // self.patches_a_job
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a picture."""
         return self.inputs[0].shape
 
-    def share(self, figure: float) -> float:
-        """A picture's share of a job's figure, or of that of all its patches' jobs."""
-        pictures = self.input.pictures
-        return figure * self.jobs / pictures if self.jobs != pictures else figure
+    def share(self, figure: float, of_patch: bool = False) -> float:
+        """A picture's share of a job's figure, or of that of all its patches' jobs; or of a patch's."""
+        pictures, count = self.input.pictures, self.patches if of_patch else self.jobs
+        return figure * count / pictures if count != pictures else figure
 
     def pack(self, values: Mapping[str, np.ndarray], word_bytes: int) -> np.ndarray:
         """Each input's integers (N, C, H, W), by name, N a multiple of `input.pictures`, to uint8 (jobs, bytes)."""
+        packed = self.pack_patches(values, word_bytes)
+        return packed.reshape(len(packed) // self.patches_a_job, -1)
+
+    def pack_patches(self, values: Mapping[str, np.ndarray], word_bytes: int) -> np.ndarray:
+        """The same to uint8 (patches, bytes)."""
         parts = [tensor.pack(values[tensor.name], word_bytes) for tensor in self.inputs]
         packed = np.zeros((len(parts[0]), self.input_bytes), np.uint8)
         for tensor, part in zip(self.inputs, parts, strict=True):
@@ -171,8 +183,9 @@ class Stage:
         return packed
 
     def unpack(self, data: np.ndarray, word_bytes: int) -> dict[str, np.ndarray]:
-        """uint8 (jobs, output_bytes) to each output's int32 (N, C, H, W)."""
-        return {tensor.name: tensor.read(data, word_bytes) for tensor in self.outputs}
+        """uint8 (jobs, bytes) to each output's int32 (N, C, H, W)."""
+        patches = data.reshape(len(data) * self.patches_a_job, self.output_bytes)
+        return {tensor.name: tensor.read(patches, word_bytes) for tensor in self.outputs}
 
     def to_dict(self) -> dict:
         values = dict(self.__dict__)
@@ -193,7 +206,8 @@ class Program:
 
     A device runs it like this: copy `data` to main memory; then, for each of the `stages`, a job at its `prologue` with
     the load flag, and a job at its `body` for each picture (or as many as its input has), or, with a `tiling`, for each
-    patch of a picture. What stages make of a picture is the input of later ones. With one stage the prologue runs once.
+    patch of a picture or for all of them. What stages make of a picture is the input of later ones. With one stage the
+    prologue runs once.
     """
 
     name: str
@@ -260,12 +274,12 @@ class Program:
 
     @property
     def input_bytes(self) -> int:
-        """Of the largest job's input, and `output_bytes` of its output, `trace_bytes` of its traced tensors."""
-        return max(stage.input_bytes for stage in self.stages)
+        """Of the largest job's input, and `output_bytes` of its output, `trace_bytes` of a patch's traced tensors."""
+        return max(stage.patches_a_job * stage.input_bytes for stage in self.stages)
 
     @property
     def output_bytes(self) -> int:
-        return max(stage.output_bytes for stage in self.stages)
+        return max(stage.patches_a_job * stage.output_bytes for stage in self.stages)
 
     @property
     def trace_bytes(self) -> int:
@@ -430,7 +444,7 @@ def meaning_of(tensor: TensorInfo) -> tuple:
 
 def check_stage(stage: Stage, program: Program) -> None:
     """ValueError unless what the stage's numbers describe lies inside the program's data, and its own buffers."""
-    sizes = ("data_offset", "data_bytes", "instruction_load_words", "prologue", "body", "trace")
+    sizes = ("data_offset", "data_bytes", "instruction_load_words", "prologue", "body", "trace", "patches_a_job")
     rooms = [
         (stage.inputs, stage.input_bytes),
         (stage.outputs, stage.output_bytes),
@@ -473,10 +487,12 @@ def check_stage(stage: Stage, program: Program) -> None:
 
 def check_tilings(stage: Stage) -> None:
     """ValueError unless all tensors have as many patches as the input, each of which has what it provides."""
+    if stage.patches_a_job not in (1, stage.patches):
+        raise ValueError(f"a job must do one of {stage.patches} patches, or all, not {stage.patches_a_job}")
     for tensor in (*stage.inputs, *stage.outputs, *stage.trace_tensors):
         layout, tiling = tensor.layout, tensor.tiling
-        if (1 if tiling is None else len(tiling)) != stage.jobs or (tiling and stage.input.pictures != 1):
-            raise ValueError(f"its tensors must have {stage.jobs} patches of one picture each")
+        if (1 if tiling is None else len(tiling)) != stage.patches or (tiling and stage.input.pictures != 1):
+            raise ValueError(f"its tensors must have {stage.patches} patches of one picture each")
         for cuts, size in ((tiling.rows, layout.height), (tiling.columns, layout.width)) if tiling else ():
             if any(end > offset + size for offset, end in zip(cuts.offsets, cuts.begins[1:], strict=True)):
                 raise ValueError(f"patches of {size} must have what they provide, not {cuts}")

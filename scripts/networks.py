@@ -294,7 +294,7 @@ def measure(path: Path, whole: SenteiOverlay, control: SenteiOverlay) -> dict:
     return {
         "exact": difference is None,
         "layers": len(program.layers),
-        "stages": [{"layers": len(stage.layers), "patches": stage.jobs} for stage in program.stages],
+        "stages": [{"layers": len(stage.layers), "patches": stage.patches} for stage in program.stages],
         "cycles": round(measured.cycles),
         "bound_cycles": round(measured.bound_cycles),
         "utilisation": round(measured.utilisation, 4),

@@ -14,7 +14,7 @@ from sentei.host.network.ir import Network
 from sentei.overlay.program import Program
 from sentei.overlay.registers import PROFILE_WORDS
 
-PER_JOB = {"cycles", *PROFILE_WORDS}  # of a profile's record
+PER_PATCH = {"cycles", *PROFILE_WORDS}  # of a profile's record
 
 Progress = Callable[[int, int], None]
 
@@ -115,8 +115,10 @@ def benchmark(overlay: SenteiOverlay, jobs: int = 4, seed: int = 0) -> Benchmark
         tensors |= overlay.run_stage(number, tensors)
         seconds += time.perf_counter() - start
         profile = overlay.profile()  # nothing, if the stage has too many layers
-        for info, of_job in zip(stage.layers[: len(profile)], profile, strict=True):
-            record = {name: stage.share(value) if name in PER_JOB else value for name, value in of_job.items()}
+        for info, own in zip(stage.layers[: len(profile)], profile, strict=True):
+            record = {
+                name: stage.share(value, of_patch=True) if name in PER_PATCH else value for name, value in own.items()
+            }
             bound = info.bound_cycles
             extra = {"kind": info.kind, "macs": info.macs, "dense_macs": info.dense_macs, "bound_cycles": bound}
             layers.append(record | {"layer": len(layers)} | extra | {"utilisation": bound / record["cycles"]})

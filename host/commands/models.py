@@ -87,7 +87,7 @@ def program_figures(program: Program) -> dict:
         "fingerprint": f"{program.fingerprint:#010x}",
         "data_bytes": len(program.data),
         "batch": program.pictures,
-        "stages": [{"layers": len(stage.layers), "patches": stage.jobs} for stage in program.stages],
+        "stages": [{"layers": len(stage.layers), "patches": stage.patches} for stage in program.stages],
         "jobs": program.jobs,
         "input_bytes": program.input_bytes,
         "output_bytes": program.output_bytes,
@@ -111,9 +111,9 @@ def describe_program(program: Program) -> None:
     for number, stage in enumerate(program.stages, 1):
         _, height, width = stage.shape
         which = f"stage {number} ({stage.layers[0].name} to {stage.layers[-1].name}): " if program.stages[1:] else ""
-        how = f"{stage.jobs} patches of {stage.input.height} x {stage.input.width}, which overlap"
-        if program.stages[1:] or stage.jobs > 1:
-            say(f"{which}a map of {height} x {width} is done {f'in {how}' if stage.jobs > 1 else 'whole'}")
+        how = f"{stage.patches} patches of {stage.input.height} x {stage.input.width}, which overlap"
+        if program.stages[1:] or stage.patches > 1:
+            say(f"{which}a map of {height} x {width} is done {f'in {how}' if stage.patches > 1 else 'whole'}")
     say(f"arithmetic: {program.meaning}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice, product
 
@@ -16,13 +16,14 @@ import numpy as np
 
 from sentei.host.compiler.channel_entries import counting
 from sentei.host.compiler.emit import Emitter, aligned
-from sentei.host.compiler.pack import pack_streams
-from sentei.host.compiler.placement import Placement, fits, placements
+from sentei.host.compiler.pack import Streams, pack_streams, page_cycles
+from sentei.host.compiler.placement import Packed, Placement, fits, make_layouts, placements
 from sentei.host.compiler.plan import plan_streams
 from sentei.host.compiler.schedule import Layer, load_cycles, schedule, steps_of
-from sentei.host.compiler.steps import weight_digits
-from sentei.host.network.ir import Conv, Network, Pool, Tensor, accumulator_range, residual_codes
+from sentei.host.compiler.steps import ALIKE_SHARE, weight_digits
+from sentei.host.network.ir import Conv, Network, Pool, accumulator_range, residual_codes
 from sentei.host.network.law import check
+from sentei.host.network.patches import twice
 from sentei.host.network.pixels import pixel_levels
 from sentei.host.network.stages import Way, best_stages, divisions, part_of, ways
 from sentei.overlay.errors import CapacityError
@@ -52,6 +53,9 @@ def without_idle_weights(network: Network) -> Network:
 MOST_TILINGS = 4  # of a stage, that are compiled, until one has room
 MOST_LIVING = 6  # tensors between two stages
 JOB_CYCLES = 200  # until the array's first step and after its last one
+LAYER_CYCLES = 50  # between two operators
+MOST_TRIES = 4  # ways to divide a network that are compiled
+WORTH_A_TRY = 0.97  # of the cycles of the stages found so far, as which others must seem to take to be compiled
 
 
 def kept_macs(weights: np.ndarray, groups: int, columns: int) -> int:
@@ -85,22 +89,38 @@ def layer_info(op: Conv | Pool, network: Network, geometry: Geometry) -> LayerIn
     return LayerInfo(op.name, f"conv {kernel}", op.output, macs, dense, macs / geometry.array_macs)
 
 
-def fastest(network: Network, geometry: Geometry, batch: int) -> tuple[dict[str, Placement], bool, list[Layer]]:
-    """The placement that takes the fewest cycles, as `placements` gives it, and the schedule: steps of the array, and
-    loads of streams that do not stay on chip."""
+def fastest(
+    network: Network, geometry: Geometry, batch: int, pairs: bool
+) -> tuple[dict[str, Placement], bool, list[Layer], Streams]:
+    """The placement that takes the fewest cycles, as `placements` gives it, the schedule, and the streams: steps of the
+    array, loads of streams that do not stay on chip, and of pages of the tables."""
+    scheduled = twice(network)[0] if pairs else network
     found: list[tuple[dict[str, Placement], bool, list[Layer]]] = []
     failure = None
-    for (placed, exclusive), short_streams in product(placements(network, geometry, batch), (False, True)):
+    for (placed, exclusive), short_streams in product(placements(network, geometry, batch, pairs), (False, True)):
         if short_streams and (not found or not load_cycles(found[-1][2], geometry)):
             continue
         try:
-            found.append((placed, exclusive, schedule(network, placed, geometry, short_streams)))
+            found.append((placed, exclusive, schedule(scheduled, placed, geometry, short_streams)))
         except CapacityError as error:
             failure = failure or error
-    if not found:
+    best, fewest = None, math.inf
+    costs = [steps_of(layers) + load_cycles(layers, geometry) for _, _, layers in found]
+    for cost, (placed, exclusive, layers) in sorted(zip(costs, found, strict=True), key=lambda way: way[0]):
+        if cost >= fewest:
+            break
+        try:
+            streams = pack_streams(scheduled, placed, layers, geometry)
+        except CapacityError as error:
+            failure = failure or error
+            continue
+        cost += page_cycles(streams, geometry)
+        if cost < fewest:
+            best, fewest = (placed, exclusive, layers, streams), cost
+    if best is None:
         assert failure is not None
         raise failure
-    return min(found, key=lambda way: steps_of(way[2]) + load_cycles(way[2], geometry))
+    return best
 
 
 def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ...] = (), batch: int = 1) -> Program:
@@ -115,7 +135,7 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
     network = without_idle_weights(check(network))
     try:
-        stages = [compile_stage(network, network, {}, geometry, batch)]
+        stages = [compile_stage(network, network, {}, geometry, batch)[:2]]
     except CapacityError:
         if fits(network, geometry):
             raise
@@ -149,27 +169,32 @@ def linked(
 
 
 def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tuple[Stage, bytes]]:
-    """The stages that take the fewest cycles, by estimate, of those that compile; none, if there are none. Those that
-    do a picture whole do as many of a batch at a time as they have room for."""
-    bounds = {op.output: layer_info(op, network, geometry).bound_cycles for op in network.ops}
+    """The stages that take the fewest cycles, by estimate, of those that compile; none, if there are none. What is
+    chosen is compiled, and estimated anew by its schedule, until nothing else seems faster. Stages that do a picture
+    whole do as many of a batch at a time as they have room for."""
+    work = {op.output: Work.of(op, network, geometry) for op in network.ops}
 
     @cache
     def found(first: int, end: int) -> list[Way]:
         part = part_of(network, first, end)
-        some = islice(ways(part, partial(fits, geometry=geometry)), MOST_TILINGS)
-        all_of_them = (Way(part, job, cuts, estimate(part, job, cuts, bounds, geometry)) for job, cuts in some)
-        return sorted(all_of_them, key=lambda way: way.cycles)
+        return [
+            Way(part, job, cuts, estimate(part, job, cuts, work, geometry, pairs), pairs)
+            for pairs in (False, True)
+            for job, cuts in islice(ways(part, partial(fits, geometry=geometry, pairs=pairs), pairs), MOST_TILINGS)
+        ]
 
     compiled: dict[Way, tuple[Stage, bytes] | None] = {}
 
     def way(first: int, end: int) -> Way | None:
-        return next((way for way in found(first, end) if compiled.get(way, way) is not None), None)
+        possible = (way for way in found(first, end) if compiled.get(way, way) is not None)
+        return min(possible, key=lambda way: way.cycles, default=None)
 
     def attempt(stage: Way) -> CapacityError | None:
         """Compiles it, unless it was."""
         if stage not in compiled:
             try:
-                compiled[stage] = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1)
+                done, data, stage.cycles = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1, stage.pairs)
+                compiled[stage] = done, data
             except CapacityError as error:
                 compiled[stage] = None
                 return error
@@ -177,7 +202,12 @@ def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tup
 
     numbers = {op.output: number for number, op in enumerate(network.ops)}
     places = divisions(network, MOST_LIVING)
+    best: list[Way] = []
+    tries = 0
     while chosen := best_stages(network, way, MOST_LIVING):
+        if best and (tries >= MOST_TRIES or cycles_of(chosen) > WORTH_A_TRY * cycles_of(best)):
+            break
+        tries += 1
         for stage in chosen:
             if attempt(stage) is None:
                 continue
@@ -188,10 +218,13 @@ def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tup
                     failure = next((error for error in errors if error is not None), None)
                     if failure is not None and way(number, number + 1) is None:
                         raise failure
-        stages = [compiled[stage] for stage in chosen]
-        if all(stages):
-            return [enlarged(way, *stage, geometry, batch) for way, stage in zip(chosen, stages, strict=True) if stage]
-    return []
+        if all(compiled[stage] for stage in chosen):
+            best = min(best or chosen, chosen, key=cycles_of)
+    return [enlarged(way, *done, geometry, batch) for way in best if (done := compiled[way]) is not None]
+
+
+def cycles_of(stages: Iterable[Way]) -> float:
+    return sum(stage.cycles for stage in stages)
 
 
 def enlarged(way: Way, stage: Stage, data: bytes, geometry: Geometry, batch: int) -> tuple[Stage, bytes]:
@@ -199,49 +232,86 @@ def enlarged(way: Way, stage: Stage, data: bytes, geometry: Geometry, batch: int
     for pictures in range(batch, 1, -1):
         if batch % pictures == 0 and not way.cuts:
             try:
-                return compile_stage(way.part, way.job, way.cuts, geometry, pictures)
+                return compile_stage(way.part, way.job, way.cuts, geometry, pictures)[:2]
             except CapacityError:
                 continue
     return stage, data
 
 
+@dataclass(frozen=True)
+class Work:
+    """What an operator asks of the array for each tile: `steps` of all groups, `longest` of them one block's. `alike`:
+    its blocks read the same."""
+
+    steps: int
+    longest: int
+    alike: bool
+
+    @staticmethod
+    def of(op: Conv | Pool, network: Network, geometry: Geometry) -> Work:
+        outputs = network.tensors[op.output].shape.channels
+        if isinstance(op, Pool):
+            source = network.tensors[op.input].shape
+            window = min(math.prod(op.kernel), -(-source.height * source.width // geometry.lanes))
+            return Work(outputs * window, min(outputs, geometry.group_columns) * window, False)
+        counts = np.zeros(-(-outputs // geometry.group_columns), np.int64)
+        for term in op.terms:
+            for digit in weight_digits(term.weights):
+                used = [
+                    (digit[first : first + geometry.group_columns] != 0).any(0).sum()
+                    for first in range(0, outputs, geometry.group_columns)
+                ]
+                counts += -(-network.tensors[term.input].bits // ACTIVATION_BITS) * np.array(used)
+        slots = sum(math.prod(term.weights.shape[1:]) for term in op.terms)
+        return Work(int(counts.sum()), int(counts.max()), bool((counts >= ALIKE_SHARE * slots).all()))
+
+
 def estimate(
-    part: Network, job: Network, cuts: Mapping[str, Tiling], bounds: Mapping[str, float], geometry: Geometry
+    part: Network, job: Network, cuts: Mapping[str, Tiling], work: Mapping[str, Work], geometry: Geometry, pairs: bool
 ) -> float:
-    """Cycles of a stage: its weights brought on chip, then each job's multiplications, or its transfers, if these take
-    longer. `bounds` are those of the whole picture's layers, by their output."""
-    pitch = max(tensor.shape.width for tensor in job.tensors.values())
+    """Cycles of a stage that is not compiled yet. `work` is that of the operators, by their output."""
+    layouts = min(
+        (make_layouts(job, geometry, 1, packed) for packed in (Packed.NONE, Packed.ALL)),
+        key=lambda layouts: sum(layout.words for layout in layouts.values()),
+    )
+    cycles_a_word = stream_bits(geometry) / geometry.bus_bits
+    of_ops = [(work[op.output], layouts[op.output].plane_words // layouts[op.output].nibbles) for op in part.ops]
+    array = sum(own.steps * tiles for own, tiles in of_ops) / geometry.groups
+    copies = 2 if pairs else 1
+    room = geometry.groups * geometry.stream_words / copies
+    kept = loads = 0.0
+    for own, _ in sorted(of_ops, key=lambda of: of[0].steps):
+        room -= own.steps
+        if room >= 0:
+            kept += own.steps * cycles_a_word
+        else:
+            loads += own.steps * cycles_a_word / (2 if own.alike else 1)
+    moved = sum(layouts[name].words for name in (*job.inputs, *job.outputs)) * 8 * geometry.word_bytes
+    moved = moved / geometry.bus_bits
+    if 2 * max(own.longest for own, _ in of_ops) > geometry.stream_words:
+        array += loads / geometry.groups  # no room for two blocks: while one group's is loaded, the others compute
+    array += LAYER_CYCLES * len(part.ops)
+    return stage_cycles(len(cuts[part.input]) if cuts else 1, pairs, copies * kept, array, loads, moved)
 
-    def words(tensor: Tensor) -> int:
-        return -(-tensor.shape.height * pitch // geometry.lanes)
 
-    array, steps, longest = 0.0, 0.0, 0.0  # the steps of one word of each output, of all groups; of one block
-    for op in part.ops:
-        of_whole, of_job = part.tensors[op.output].shape, job.tensors[op.output]
-        cycles_a_word = bounds[op.output] * geometry.lanes / (of_whole.height * of_whole.width)
-        array += cycles_a_word * words(of_job)
-        own = cycles_a_word * geometry.groups
-        steps, longest = steps + own, max(longest, own * geometry.group_columns / of_whole.channels)
-    room = geometry.groups * geometry.stream_words
-    kept = steps if steps <= room else room / 2
-    loads = (steps - kept) * stream_bits(geometry) / geometry.bus_bits
-    ends = (job.tensors[name] for name in (*job.inputs, *job.outputs))
-    moved = sum(words(tensor) * tensor.shape.channels * -(-tensor.bits // ACTIVATION_BITS) for tensor in ends)
-    moved = moved * 8 * geometry.word_bytes / geometry.bus_bits
-    overlap = 2 * longest <= geometry.stream_words  # the stream memory has room for two blocks
-    cycles = max(array, moved + loads) if overlap else max(array, moved) + loads
-    jobs = len(cuts[part.input]) if cuts else 1
-    return kept * stream_bits(geometry) / geometry.bus_bits + jobs * (cycles + JOB_CYCLES)
+def stage_cycles(patches: int, pairs: bool, once: float, array: float, loads: float, moved: float) -> float:
+    """Cycles of a stage: what is brought on chip `once`, then each patch's multiplications, or its loads of weights,
+    and the tensors that are moved; with `pairs`, of all these what takes longest."""
+    if pairs:
+        return once + patches * max(array, loads + moved) + moved + JOB_CYCLES
+    return once + patches * (max(array, loads) + moved + JOB_CYCLES)
 
 
 def compile_stage(
-    whole: Network, network: Network, cuts: Mapping[str, Tiling], geometry: Geometry, batch: int
-) -> tuple[Stage, bytes]:
-    """The stage that does `whole`, whose jobs do `network`, the same or one of its patches; and its data."""
-    placed, exclusive, layers = fastest(check(network), geometry, batch)
-    streams = pack_streams(network, placed, layers, geometry)
-    plan = plan_streams(streams, geometry, network)
-    emitted = Emitter(network, geometry, placed, exclusive, layers, plan, streams, cuts)
+    whole: Network, patch: Network, cuts: Mapping[str, Tiling], geometry: Geometry, batch: int, pairs: bool = False
+) -> tuple[Stage, bytes, float]:
+    """The stage that does `whole`, whose jobs do `patch`, the same or one of its patches, or `pairs` of them; its data;
+    and an estimate of the cycles that it takes."""
+    placed, exclusive, layers, streams = fastest(check(patch), geometry, batch, pairs)
+    network = twice(patch)[0] if pairs else patch
+    plan = plan_streams(streams, geometry, network, len(network.ops) // len(patch.ops))
+    patches = len(cuts[patch.input]) if pairs else 1
+    emitted = Emitter(patch, geometry, placed, exclusive, layers, plan, streams, cuts, patches)
     stage = Stage(
         data_offset=0,
         data_bytes=len(emitted.data),
@@ -249,10 +319,19 @@ def compile_stage(
         **emitted.entries,
         inputs=tuple(emitted.tensor_info(name, offset) for name, offset in emitted.input_offsets.items()),
         input_bytes=emitted.input_bytes,
+        patches_a_job=patches,
         outputs=tuple(emitted.tensor_info(name, offset) for name, offset in emitted.output_offsets.items()),
         output_bytes=emitted.output_bytes,
         trace_tensors=tuple(emitted.traced),
         trace_bytes=emitted.trace_bytes,
         layers=tuple(layer_info(op, whole, geometry) for op in whole.ops),
     )
-    return stage, emitted.data
+    copies = len(network.ops) // len(patch.ops)
+    loads = emitted.load_cycles(chunks=True)
+    array = steps_of(layers) + LAYER_CYCLES * len(layers) + page_cycles(streams, geometry)
+    if plan.buffers == 1:
+        array += loads / geometry.groups  # while one group's are loaded, the others compute
+    moved = (stage.input_bytes + stage.output_bytes) * 8 / geometry.bus_bits
+    once = emitted.load_cycles(chunks=False)
+    cycles = stage_cycles(stage.patches, pairs, once, array / copies, loads / copies, moved)
+    return stage, emitted.data, cycles

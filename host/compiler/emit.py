@@ -1,7 +1,7 @@
 """Writes a program's instructions, and lays out the data that they load.
 
 prologue   once: tables, channel entries, the streams that stay on chip
-picture    overlaps with the pictures before and after it
+picture    overlaps with the pictures before and after it; or does all patches of one, which overlap with one another
 trace      layer by layer; every layer's output is stored
 
 Where the sequencer has no room for all of them, they go on in pages of instructions behind the other data.
@@ -9,7 +9,7 @@ Where the sequencer has no room for all of them, they go on in pages of instruct
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sentei.host.compiler.epochs import overlap
 from sentei.host.compiler.pack import NO_PAGE, Streams, pack_entries
@@ -17,6 +17,7 @@ from sentei.host.compiler.placement import Placement, last_uses
 from sentei.host.compiler.plan import Run, StreamContent, StreamPlan, runs_since_address_was_used
 from sentei.host.compiler.schedule import Layer
 from sentei.host.network.ir import WIDE, Network
+from sentei.host.network.patches import twice
 from sentei.overlay.geometry import ALIGNMENT_BYTES, LOAD_BITS, Geometry
 from sentei.overlay.instructions import (
     EPOCH_BITS,
@@ -63,11 +64,20 @@ class Emitter:
         plan: StreamPlan,
         streams: Streams,
         tilings: Mapping[str, Tiling],
+        patches: int = 1,
     ):
+        """`placed`, `layers`, `plan` and `streams` are those of `network`, or of `twice` of it: then a picture has so
+        many `patches`."""
         self.tilings = tilings
+        self.patches = patches
         self.network, self.geometry, self.placed, self.exclusive = network, geometry, placed, exclusive
         self.layers, self.plan, self.streams = layers, plan, streams
-        self.total = layers[-1].sections.last
+        both, second = twice(network)
+        self.uses = last_uses(both)
+        self.names = [{name: name for name in network.tensors}, second]  # of each patch of a pair
+        pictures = len(layers) // len(network.ops)
+        self.ends = [layers[len(network.ops) * (number + 1) - 1].sections.last for number in range(pictures)]
+        self.total = self.ends[-1]
         self.input_offsets, self.input_bytes = self._offsets(network.inputs)
         self.output_offsets, self.output_bytes = self._offsets(network.outputs)
         self.instructions: list[int] = []
@@ -93,7 +103,7 @@ class Emitter:
         for name in names:
             offsets[name] = size = aligned(size)
             size += self.placed[name].layout.words * self.geometry.word_bytes
-        return offsets, size
+        return offsets, aligned(size) if self.patches > 1 else size
 
     def _pages(self, codes: dict[str, list[int]]) -> tuple[list[int], dict[str, int]]:
         """The first page of instructions, which is there when a job begins and has each part's END, and where each part
@@ -149,27 +159,57 @@ class Emitter:
         self._emit(Opcode.END)
 
     def _picture(self) -> None:
-        runs = self.plan.runs
+        if self.patches > 1:
+            self._patches()
+            return
+        self._wait_for_input()
         self._load_input()
         self.page = None
-        for index, run in enumerate(runs):
+        self._run(range(len(self.plan.runs)))
+        self._store_output()
+        self._emit(Opcode.END, count=self.total)
+
+    def _patches(self) -> None:
+        """Two places in turn: while a patch is computed in one, that before is stored from the other, and the next is
+        loaded there. A patch is stored only once the next has been sent off, so that one waits for its own place's."""
+        halves = [
+            [index for index, run in enumerate(self.plan.runs) if run.layers[0] // len(self.network.ops) == half]
+            for half in (0, 1)
+        ]
+        self._emit(Opcode.SYNC, units=EVERYTHING)
+        self.page = None
+        for patch in range(self.patches):
+            pair, half = divmod(patch, 2)
+            if pair:
+                read = max(self.layers[self.uses[self.names[half][name]]].sections.last for name in self.network.inputs)
+                self._emit(Opcode.SYNC, read + (pair - 1) * self.total, units=Until.EPOCH)
+            self._load_input(patch)
+            self._run(halves[half], pair * self.total)
+            if patch:
+                self._store_output(patch - 1)
+        self._store_output(self.patches - 1)
+        self._emit(Opcode.END, count=pair * self.total + self.ends[half])
+
+    def _run(self, indices: Sequence[int], begin: int = 0) -> None:
+        """Send off these runs, which do a picture, or a patch: once its input is there and its output may be written.
+        `begin` is the epoch that it counts from."""
+        for index in indices:
+            run = self.plan.runs[index]
             self._turn_page(run)
             if run.chunk:
                 since = runs_since_address_was_used(self.plan, index)
                 self._emit(Opcode.SYNC, units=Until.RUNS, count=since - 1, address=run.groups)
                 self._load_streams(index)
-            until = Until.LOADED if run.chunk or index == 0 else Until(0)
-            if run.layers.stop == len(self.layers):
+            until = Until.LOADED if run.chunk or index == indices[0] else Until(0)
+            if run.layers.stop % len(self.network.ops) == 0:
                 until |= Until.STORED
             if until:
                 self._emit(Opcode.SYNC, units=until)
-            self._emit(Opcode.RUN, run.epoch, address=self.plan.addresses[index], count=run.groups)
-        for name, offset in self.output_offsets.items():
-            self._store(name, offset, self.total)
-        self._emit(Opcode.END, count=self.total)
+            self._emit(Opcode.RUN, begin + run.epoch, address=self.plan.addresses[index], count=run.groups)
 
     def _trace(self) -> None:
-        runs = self.plan.runs
+        runs = [run for run in self.plan.runs if run.layers.stop <= len(self.network.ops)]
+        self._wait_for_input()
         self._load_input()
         self.page = None
         for index, run in enumerate(runs):
@@ -187,7 +227,13 @@ class Emitter:
                 self._emit(Opcode.SYNC, units=EVERYTHING)
                 self._store_traced(number)
                 self._emit(Opcode.SYNC, units=EVERYTHING)
-        self._emit(Opcode.END, count=self.total)
+        self._emit(Opcode.END, count=self.ends[0])
+
+    def load_cycles(self, chunks: bool) -> float:
+        """Cycles that the bus needs for the streams that are loaded for each picture, or for those that stay."""
+        loads = [of for run, of in zip(self.plan.runs, self.stream_loads, strict=True) if run.chunk == chunks]
+        words = sum(fields["count"] * load_words(fields["memory"], self.geometry) for of in loads for fields in of)
+        return words * LOAD_BITS / self.geometry.bus_bits
 
     def tensor_info(self, name: str, offset: int) -> TensorInfo:
         """What the driver needs to know of a tensor that is stored at `offset` bytes of a buffer."""
@@ -211,21 +257,23 @@ class Emitter:
         self.data_bytes += len(self.segments[-1])
         return offset
 
-    def _load_input(self) -> None:
-        if self.exclusive:
+    def _wait_for_input(self) -> None:
+        if self.exclusive and self.patches == 1:
             self._emit(Opcode.SYNC, self._input_is_free() - self.total, units=Until.EPOCH)
         else:
             self._emit(Opcode.SYNC, units=EVERYTHING)
+
+    def _load_input(self, patch: int = 0) -> None:
         for name, offset in self.input_offsets.items():
-            address, words = self.placed[name].address, self.placed[name].layout.words
-            where = dict(memory=Memory.ACTIVATION, address=address, count=words)
-            self._emit(Opcode.LOAD, **where, base=Base.INPUT, offset=offset)
+            own = self.placed[self.names[patch % 2][name]]
+            where = dict(memory=Memory.ACTIVATION, address=own.address, count=own.layout.words)
+            self._emit(Opcode.LOAD, **where, base=Base.INPUT, offset=patch * self.input_bytes + offset)
 
     def _input_is_free(self) -> int:
         """The epoch from which on nobody uses the words of the network's inputs."""
-        sources, uses = [self.placed[name] for name in self.network.inputs], last_uses(self.network)
+        sources = [self.placed[name] for name in self.network.inputs]
         return max(
-            self.layers[uses[name]].sections.last
+            self.layers[self.uses[name]].sections.last
             for name, other in self.placed.items()
             if any(overlap(source, other) for source in sources) and name not in self.network.outputs
         )
@@ -244,6 +292,12 @@ class Emitter:
 
     def _load_streams(self, run: int) -> None:
         self._load(self.stream_loads[run])
+
+    def _store_output(self, patch: int = 0) -> None:
+        pair, half = divmod(patch, 2)
+        for name, offset in self.output_offsets.items():
+            end = pair * self.total + self.ends[half]
+            self._store(self.names[half][name], patch * self.output_bytes + offset, end)
 
     def _store(self, name: str, offset: int, epoch: int) -> None:
         where = self.placed[name]

@@ -136,6 +136,17 @@ def pack_streams(network: Network, placed: dict[str, Placement], layers: list[La
     return packer.streams
 
 
+def page_cycles(streams: Streams, geometry: Geometry) -> int:
+    """Cycles that the bus needs to load the tables for each picture; none, if they have one page."""
+    if len(streams.pages) == 1:
+        return 0
+    words = 0
+    for page in streams.pages:
+        words += len(page.tiles) + len(page.taps) + len(page.masks)
+        words += sum(map(len, page.channels)) * load_words(Memory.CHANNEL, geometry)
+    return words * LOAD_BITS // geometry.bus_bits
+
+
 @dataclass(frozen=True)
 class Item:
     """A task that waits to be packed, with what its tiles wait for and signal."""

@@ -22,6 +22,7 @@ from itertools import product
 from math import lcm, prod
 
 from sentei.host.network.ir import WIDE, Network, operands, terms_of
+from sentei.host.network.patches import twice
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import Geometry
 from sentei.overlay.layout import PlaneLayout
@@ -147,11 +148,16 @@ def last_uses(network: Network) -> dict[str, int]:
     return uses
 
 
-def placements(network: Network, geometry: Geometry, batch: int = 1) -> Iterator[tuple[dict[str, Placement], bool]]:
+def placements(
+    network: Network, geometry: Geometry, batch: int = 1, pairs: bool = False
+) -> Iterator[tuple[dict[str, Placement], bool]]:
     """One way, or two, to place all tensors, those with the fewest tensors packed first: layout and address of each,
     and whether input and output share their words with no other. Raises CapacityError, naming the operator, if the
     memory is too small for all of them.
+
+    `pairs`: those of `twice` of the network, inputs and outputs apart.
     """
+    both, second = twice(network) if pairs else (network, {})
     residuals = {op.requantize.residual for op in network.ops if op.requantize is not None}
     failure, found, words = None, False, 0
     for packed in Packed:
@@ -162,8 +168,9 @@ def placements(network: Network, geometry: Geometry, batch: int = 1) -> Iterator
             continue
         if packed is Packed.ALL and words > before * WORTHWHILE:
             continue
+        layouts |= {second[name]: layouts[name] for name in second}
         try:
-            yield place(network, layouts, geometry)
+            yield place(both, layouts, geometry, pairs)
             found = True
         except CapacityError as error:
             failure = error
@@ -172,17 +179,20 @@ def placements(network: Network, geometry: Geometry, batch: int = 1) -> Iterator
         raise failure
 
 
-def fits(network: Network, geometry: Geometry) -> bool:
-    """Whether the activation memory has room for all tensors of one picture."""
+def fits(network: Network, geometry: Geometry, pairs: bool = False) -> bool:
+    """Whether the activation memory has room for all tensors of one picture, or of a pair of patches."""
     try:
-        next(placements(network, geometry))
+        next(placements(network, geometry, pairs=pairs))
     except CapacityError:
         return False
     return True
 
 
-def place(network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry) -> tuple[dict[str, Placement], bool]:
-    """The address of every tensor, and whether input and output share their words with no other tensor.
+def place(
+    network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry, apart: bool = False
+) -> tuple[dict[str, Placement], bool]:
+    """The address of every tensor, and whether inputs and outputs share their words with no other tensor; `apart`: they
+    must not.
 
     If there is room, no tensor takes the words of one that the operator just before still reads, and input and output
     have theirs to themselves: then pictures and operators overlap in time. If that does not help, the largest tensors
@@ -191,6 +201,7 @@ def place(network: Network, layouts: dict[str, PlaneLayout], geometry: Geometry)
     failure = None
     # Of several outputs only the last is surely made behind the last picture's stores.
     ways = ((1, False), (0, False)) if network.more_outputs else ((1, True), (0, True), (0, False))
+    ways = ((1, True), (0, True)) if apart else ways
     for method, (spare, exclusive) in product((in_order, by_size), ways):
         try:
             return method(network, layouts, geometry, spare, exclusive), exclusive
@@ -227,7 +238,8 @@ def in_order(
     for name in network.inputs:
         put(name, "input")
     if exclusive:
-        put(network.output, "output")
+        for name in network.outputs:
+            put(name, "output")
     always = list(alive) if exclusive else []
     for index, op in enumerate(network.ops):
         if op.output not in placed:
@@ -242,7 +254,7 @@ def by_size(
     """First fit, the largest tensor first, beside those that live at the same time."""
     uses = last_uses(network)
     made = {op.output: index for index, op in enumerate(network.ops)} | dict.fromkeys(network.inputs, -1)
-    always = {*network.inputs, network.output} if exclusive else set()
+    always = {*network.inputs, *network.outputs} if exclusive else set()
     placed: dict[str, Placement] = {}
 
     def together(one: str, other: str) -> bool:

@@ -87,9 +87,9 @@ class StreamPlan:
     buffers: int
 
 
-def plan_streams(streams: Streams, geometry: Geometry, network: Network) -> StreamPlan:
+def plan_streams(streams: Streams, geometry: Geometry, network: Network, pictures: int = 1) -> StreamPlan:
     """Keep on chip what fits, the largest layers last. The last layer has a run of its own: it may not begin before
-    the previous picture's result is stored."""
+    the previous picture's result is stored. The layers may be those of several pictures, one after the other."""
     lengths = [max(sum(task.words for task in tasks) for tasks in shares) for shares in streams.tasks]
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
@@ -99,7 +99,7 @@ def plan_streams(streams: Streams, geometry: Geometry, network: Network) -> Stre
     turning = {index for index, shares in enumerate(streams.tasks) if len(pages_of(shares)) > 1}
     for buffers, count in product((2, 1), range(len(lengths) + 1)):
         streamed = turning.union(order[:count])
-        segments = make_segments(streams, streamed)
+        segments = make_segments(streams, streamed, len(lengths) // pictures)
         room = geometry.stream_words - sum(run.words for run in segments if not run.chunk)
         place = room // buffers
         if place >= max(map(longest_task, streamed), default=0):
@@ -132,18 +132,18 @@ def pages_of(shares: list[list[Packed]]) -> set[int]:
     return {task.page for tasks in shares for task in tasks} - {NO_PAGE}
 
 
-def make_segments(streams: Streams, streamed: set[int]) -> list[Run]:
-    """Runs of consecutive layers that stay on chip, and streamed layers by themselves."""
+def make_segments(streams: Streams, streamed: set[int], of_picture: int) -> list[Run]:
+    """Runs of consecutive layers that stay on chip, and streamed layers by themselves; so many layers are a picture."""
     runs: list[Run] = []
     begin = 0
     layers = len(streams.tasks)
     groups = range(len(streams.tasks[0]))
     for index in range(layers):
-        last = index == layers - 1
+        last = (index + 1) % of_picture == 0
         alone = index in streamed
         own, following = (pages_of(streams.tasks[number]) for number in (index, min(index + 1, layers - 1)))
         turns = max(own, default=0) != max(following, default=0)
-        ends = last or alone or turns or index + 1 in streamed or index + 1 == layers - 1
+        ends = last or alone or turns or index + 1 in streamed or (index + 2) % of_picture == 0
         if ends:
             members = range(begin, index + 1)
             tasks = [[task for layer in members for task in streams.tasks[layer][group]] for group in groups]

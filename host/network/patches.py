@@ -24,6 +24,7 @@ from sentei.host.network.ir import Conv, Network, Pool, Shape, Term, kernel_of, 
 from sentei.overlay.layout import Cuts, Tiling
 
 MOST_PATCHES = 32  # in a row, or one below the other
+SECOND = " of the second patch"
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,35 @@ def reach_behind(term: Conv | Pool | Term, axis: int, source: Reach, size: int, 
     before = max(0, ceil(Fraction(first + pad, stride)))
     after = max(0, result - 1 - floor(Fraction(last + pad - window + 1, stride)))
     return Reach(pace, before, after)
+
+
+def twice(network: Network) -> tuple[Network, dict[str, str]]:
+    """A network that does two patches, one after the other, and what the second one's tensors are called.
+
+    Its inputs and outputs are the first one's, then the second one's.
+    """
+    second = {name: name + SECOND for name in network.tensors}
+    tensors = {second[name]: replace(tensor, name=second[name]) for name, tensor in network.tensors.items()}
+    inputs, outputs = network.inputs, network.outputs
+    both = replace(
+        network,
+        tensors=network.tensors | tensors,
+        ops=(*network.ops, *(renamed(op, second) for op in network.ops)),
+        more_inputs=(*inputs[1:], *(second[name] for name in inputs)),
+        output=second[outputs[0]],
+        more_outputs=(*outputs, *(second[name] for name in outputs[1:])),
+    )
+    return both, second
+
+
+def renamed(op: Conv | Pool, names: Mapping[str, str]) -> Conv | Pool:
+    """An operator whose tensors have other names."""
+    changed: dict = {"input": names[op.input], "output": names[op.output]}
+    if isinstance(op, Conv):
+        changed["addends"] = tuple(replace(term, input=names[term.input]) for term in op.addends)
+    if op.requantize is not None and op.requantize.residual is not None:
+        changed["requantize"] = replace(op.requantize, residual=names[op.requantize.residual])
+    return replace(op, **changed)
 
 
 def cropped(network: Network, heights: Mapping[str, int], widths: Mapping[str, int]) -> Network:

@@ -22,14 +22,16 @@ from sentei.host.network.patches import tilings
 from sentei.overlay.layout import Tiling
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Way:
-    """To run a part of a network: jobs do `job`, which is `part` or one of its patches. `cycles` is an estimate."""
+    """To run a part of a network: jobs do `job`, which is `part` or one of its patches; or one does all patches, in
+    `pairs` that overlap in time. `cycles` is an estimate."""
 
     part: Network
     job: Network
     cuts: Mapping[str, Tiling]
     cycles: float
+    pairs: bool = False
 
 
 def divisions(network: Network, most: int = 1) -> list[int]:
@@ -73,11 +75,14 @@ def part_of(network: Network, first: int, end: int) -> Network:
     return replace(part, output_scale=channels * tensor.scale, output_offset=channels * 0)
 
 
-def ways(part: Network, fits: Callable[[Network], bool]) -> Iterator[tuple[Network, dict[str, Tiling]]]:
-    """What jobs can do of a part, each the network of a job and how its tensors make the whole."""
-    if fits(part):
+def ways(
+    part: Network, fits: Callable[[Network], bool], pairs: bool = False
+) -> Iterator[tuple[Network, dict[str, Tiling]]]:
+    """What jobs can do of a part, each the network of a job and how its tensors make the whole; `pairs`: patches only,
+    and of those of one output."""
+    if fits(part) and not pairs:
         yield part, {}
-    else:
+    elif not (pairs and part.more_outputs):
         yield from tilings(part, fits)
 
 

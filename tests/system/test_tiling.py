@@ -2,7 +2,7 @@
 the reference's; streams, traces, cycles."""
 
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -52,6 +52,34 @@ def test_every_layer_is_the_references(overlay, seed, draw):
     overlay.load(program)
     overlay.device.simulator.stall_memory(seed + 1 if seed % 3 == 0 else 0)
     assert first_difference(overlay, network, images) is None, f"seed {seed}: {describe(network)}"
+    assert np.array_equal(overlay.run(images), reference.run(network, images)[network.output])
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("seed", seeds(8, 300))
+def test_patches_may_overlap_in_time(overlay, seed, pairs):
+    """In pairs, and one by one: even and odd numbers of patches, several pictures, memory that stalls."""
+    geometry = overlay.manifest.geometry
+    for attempt in range(50):
+        network, images = large_network(50 * seed + attempt, LARGEST)
+        room = partial(fits, geometry=geometry, pairs=pairs)
+        found = next((way for way in islice(ways(network, room, pairs), 10) if way[1]), None)
+        if found is None:
+            continue
+        try:
+            stage, data, _ = compile_stage(network, *found, geometry, 1, pairs)
+            break
+        except CapacityError:
+            continue
+    assert stage.jobs == (1 if pairs else stage.patches) > 0 and stage.patches > 1
+    overlay.load(linked(network, [(stage, data)], geometry))
+    overlay.device.simulator.stall_memory(seed + 1 if seed % 3 == 0 else 0)
+    images = np.concatenate([images, images[::-1]])
+    expected = reference.run(network, images)[network.output]
+    assert np.array_equal(overlay.run(images), expected), f"seed {seed}: {describe(network)}"
+    assert np.array_equal(np.stack(list(overlay.stream(iter(images)))), expected)
+    assert first_difference(overlay, network, images) is None
+    assert np.array_equal(overlay.run(images), expected)
 
 
 @pytest.mark.parametrize("seed", seeds(6, 300))
@@ -66,7 +94,7 @@ def test_several_tensors_may_lie_between_stages(overlay, seed):
     stages = []
     for part in parts:
         job, cuts = next(ways(part, partial(fits, geometry=geometry)))
-        stages.append(compile_stage(part, job, cuts, geometry, 1))
+        stages.append(compile_stage(part, job, cuts, geometry, 1)[:2])
     overlay.load(linked(network, stages, geometry))
     assert first_difference(overlay, network, images) is None, f"seed {seed}: {describe(network)}"
 
