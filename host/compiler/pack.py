@@ -177,14 +177,13 @@ class Packer:
         corrections = np.zeros(network.tensors[network.output].shape.channels, np.int64)
         self.streams = Streams([], [Page(geometry)], corrections)
         self.running = [LONG_AGO] * geometry.groups  # what each group's last task waited for
-        self.known: dict[tuple, int] = {}  # first channel entries of this layer's blocks on this page
+        self.entries: dict[tuple, list[int]] = {}  # channel entries of blocks; a second patch's are the same
 
     def pack(self, layer: Layer, free: int) -> None:
         """Pack a layer that may overwrite what lies there from the epoch `free` on: on the page that there is, or on a
         new one, or on several."""
         needed = np.maximum(layer.needed, free)
         queues = [self._items(group, tasks, layer, needed) for group, tasks in enumerate(layer.shares)]
-        self.known = {}
         if layer.op.requantize is None:
             for block in [item.task.block for items in queues for item in items]:
                 joined = excess([by_nibble for _, by_nibble in block.passes[1:]])
@@ -205,7 +204,6 @@ class Packer:
 
     def _turn_page(self) -> None:
         self.streams.pages.append(Page(self.geometry))
-        self.known = {}
 
     def _items(self, group: int, tasks: list[Task], layer: Layer, needed: np.ndarray) -> list[Item]:
         """A group's share of a layer."""
@@ -265,14 +263,15 @@ class Packer:
 
     def _channel(self, block: Block, op: Conv | Pool, group: int) -> int:
         """The first of a block's entries in its group's channel table; those of a wide output are all alike."""
-        unit = group // self.geometry.groups_per_requantizer
         joins = tuple(by_nibble for _, by_nibble in block.passes[1:])
-        own = () if op.requantize is None else (block.first, *block.stored_bias.tolist())
-        key = unit, joins, own
-        if key not in self.known:
-            entries = entries_of(block, op, self.network, self.geometry)
-            self.known[key] = self.streams.pages[-1].channel_list(unit, entries)
-        return self.known[key]
+        own: tuple = ()
+        if op.requantize is not None:
+            of_op = id(op.requantize.thresholds), id(op.weights if isinstance(op, Conv) else None)
+            own = *of_op, block.first, *block.stored_bias.tolist()
+        if (joins, own) not in self.entries:
+            self.entries[joins, own] = entries_of(block, op, self.network, self.geometry)
+        unit = group // self.geometry.groups_per_requantizer
+        return self.streams.pages[-1].channel_list(unit, self.entries[joins, own])
 
 
 def task_fields(op: Conv | Pool, task: Task, placed: dict[str, Placement], channel: int) -> tuple[dict, dict]:

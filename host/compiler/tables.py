@@ -63,16 +63,20 @@ class Page:
     known_tiles: dict[tuple, int] = field(default_factory=dict)
     known_taps: dict[tuple, int] = field(default_factory=dict)
     known_masks: dict[int, int] = field(default_factory=dict)
+    known_channels: dict[tuple, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.channels = [[] for _ in range(self.geometry.requantizers)]
 
     def channel_list(self, unit: int, entries: list[int]) -> int:
         """First entry of consecutive entries of a requantizer's channel table."""
-        table = self.channels[unit]
-        self._need("channel_entries", len(table) + len(entries))
-        table += entries
-        return len(table) - len(entries)
+        key = unit, tuple(entries)
+        if key not in self.known_channels:
+            table = self.channels[unit]
+            self._need("channel_entries", len(table) + len(entries))
+            self.known_channels[key] = len(table)
+            table += entries
+        return self.known_channels[key]
 
     def mask(self, lanes: int) -> int:
         """Index of a mask."""
