@@ -133,8 +133,8 @@ class Stage:
     output_bytes: int
     trace_tensors: tuple[TensorInfo, ...]
     trace_bytes: int
+    patches_a_job: int  # one, or all
     layers: tuple[LayerInfo, ...]
-    patches_a_job: int = 1  # one, or all
 
     @property
     def input(self) -> PlaneLayout:

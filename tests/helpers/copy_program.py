@@ -47,6 +47,7 @@ def copy_program(
         output_bytes=count * geometry.word_bytes,
         trace_tensors=(tensor,),
         trace_bytes=count * geometry.word_bytes,
+        patches_a_job=1,
         layers=(),
     )
     return Program("copy", geometry, data, (stage,), 1.0, (0.5,) * CHANNELS, (1.0,) * CHANNELS)

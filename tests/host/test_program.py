@@ -79,6 +79,7 @@ def small_program(geometry=PRESETS["8x8"], data=bytes(16), **changes) -> Program
         output_bytes=layout.words * geometry.word_bytes,
         trace_tensors=(),
         trace_bytes=0,
+        patches_a_job=1,
         layers=(),
     )
     program = Program("small", geometry, data, (stage,), 1.0, (1.0, 1.0), (0.0, 0.0))
@@ -317,6 +318,7 @@ def test_sizes_that_do_not_fit_the_data_are_refused(program):
         ({"output_bytes": 1}, "does not lie in its 1 bytes"),
         ({"trace_bytes": 64}, "does not lie in its 64 bytes"),
         ({"prologue": -1}, "prologue must be a number, not -1"),
+        ({"patches_a_job": 2}, "a job must do one of 1 patches, or all, not 2"),
         ({"data_offset": 64}, "at 64 do not lie in its data"),
         ({"data_bytes": len(program.data) + 1}, "at 0 do not lie in its data"),
     ):

@@ -11,14 +11,16 @@ import pytest
 from helpers.large_networks import large_network
 from helpers.tiers import seeds
 
-from sentei.host.compiler.compile import compile_network
+from sentei.host.compiler.compile import compile_network, compile_stage
 from sentei.host.compiler.placement import fits
 from sentei.host.frontend.importer import load
 from sentei.host.network import reference
-from sentei.host.network.ir import Conv, Shape, Tensor
-from sentei.host.network.patches import tilings
+from sentei.host.network.ir import Conv, Shape, Tensor, operands
+from sentei.host.network.patches import tilings, twice
+from sentei.host.network.stages import ways
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import PRESETS
+from sentei.overlay.instructions import INSTRUCTION, Base, Opcode
 from sentei.overlay.layout import Cuts, Tiling
 from sentei.overlay.program import Program
 
@@ -47,6 +49,46 @@ def test_the_patches_with_the_least_work_come_first():
         for patch, cuts in islice(tilings(network, partial(fits, geometry=replace(GEOMETRY, activation_words=256))), 20)
     ]
     assert work == sorted(work) and work[0] > source.height * source.width
+
+
+def test_a_pair_is_the_network_twice():
+    network, images = large_network(3)
+    both, second = twice(network)
+    found = reference.run(network, images)
+    assert both.inputs == (*network.inputs, *map(second.get, network.inputs))
+    assert set(both.outputs) == {network.output, second[network.output]}
+    assert [op.output for op in both.ops] == [op.output for op in network.ops] + [
+        second[op.output] for op in network.ops
+    ]
+    for op, again in zip(network.ops, both.ops[len(network.ops) :], strict=True):
+        assert again.weights is op.weights if isinstance(op, Conv) else again.kernel == op.kernel
+        assert [second[name] for name in operands(op)] == list(operands(again))
+        assert found[op.output].shape[1:] == both.tensors[again.output].shape
+
+
+def test_a_patch_is_stored_once_the_next_is_sent_off():
+    """Then what waits until a place's stores are done waits for no others."""
+    network, _ = large_network(0)
+    small = replace(GEOMETRY, activation_words=1024)
+    patch, cuts = next(ways(network, partial(fits, geometry=small, pairs=True), pairs=True))
+    stage, data, cycles = compile_stage(network, patch, cuts, small, 1, pairs=True)
+    codes = np.frombuffer(data[: 8 * stage.instruction_load_words], "<u8").reshape(-1, 2)
+    body = [INSTRUCTION.unpack(int(low) | int(high) << 64) for low, high in codes[stage.body :].tolist()]
+    kinds = [fields["opcode"] for fields in body]
+    kinds = kinds[: kinds.index(Opcode.END) + 1]
+    runs = [number for number, kind in enumerate(kinds) if kind == Opcode.RUN]
+    stores = [number for number, kind in enumerate(kinds) if kind == Opcode.STORE]
+    a_patch = len(runs) // stage.patches
+    assert stage.jobs == 1 and len(stores) == stage.patches > 2 and cycles > 0
+    for number, store in enumerate(stores[:-1]):
+        assert (
+            runs[a_patch * (number + 2) - 1] < store < runs[a_patch * (number + 2)] if number + 2 < stage.patches else 1
+        )
+    inputs = [fields for fields in body if fields["opcode"] == Opcode.LOAD and fields["base"] == Base.INPUT]
+    assert [fields["offset"] for fields in inputs[: stage.patches]] == [
+        number * stage.input_bytes for number in range(stage.patches)
+    ]
+    assert len({fields["address"] for fields in inputs[: stage.patches]}) == 2
 
 
 def test_a_program_keeps_its_patches():
