@@ -29,7 +29,6 @@ from sentei.host.network.stages import Way, best_stages, divisions, part_of, way
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.geometry import ACTIVATION_BITS, Geometry
 from sentei.overlay.instructions import stream_bits
-from sentei.overlay.layout import Tiling
 from sentei.overlay.program import LayerInfo, Program, Stage
 
 
@@ -135,7 +134,7 @@ def compile_network(network: Network, geometry: Geometry, classes: tuple[str, ..
         raise CapacityError(f"a batch must have at least 1 picture, not {batch}")
     network = without_idle_weights(check(network))
     try:
-        stages = [compile_stage(network, network, {}, geometry, batch)[:2]]
+        stages = [compile_stage(Way(network, network, {}, pictures=batch), geometry)[:2]]
     except CapacityError:
         if fits(network, geometry):
             raise
@@ -173,15 +172,20 @@ def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tup
     chosen is compiled, and estimated anew by its schedule, until nothing else seems faster. Stages that do a picture
     whole do as many of a batch at a time as they have room for."""
     work = {op.output: Work.of(op, network, geometry) for op in network.ops}
+    sizes = [pictures for pictures in range(2, batch + 1) if batch % pictures == 0]
 
     @cache
     def found(first: int, end: int) -> list[Way]:
         part = part_of(network, first, end)
-        return [
-            Way(part, job, cuts, estimate(part, job, cuts, work, geometry, pairs), pairs)
+        found = [
+            Way(part, job, cuts, pairs)
             for pairs in (False, True)
             for job, cuts in islice(ways(part, partial(fits, geometry=geometry, pairs=pairs), pairs), MOST_TILINGS)
         ]
+        found += [Way(part, part, {}, pictures=pictures) for pictures in sizes if fits(part, geometry, pictures)]
+        for way in found:
+            way.cycles = estimate(way, work, geometry).of_picture(way, batch)
+        return found
 
     compiled: dict[Way, tuple[Stage, bytes] | None] = {}
 
@@ -193,8 +197,9 @@ def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tup
         """Compiles it, unless it was."""
         if stage not in compiled:
             try:
-                done, data, stage.cycles = compile_stage(stage.part, stage.job, stage.cuts, geometry, 1, stage.pairs)
+                done, data, cost = compile_stage(stage, geometry)
                 compiled[stage] = done, data
+                stage.cycles = cost.of_picture(stage, batch)
             except CapacityError as error:
                 compiled[stage] = None
                 return error
@@ -220,22 +225,11 @@ def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tup
                         raise failure
         if all(compiled[stage] for stage in chosen):
             best = min(best or chosen, chosen, key=cycles_of)
-    return [enlarged(way, *done, geometry, batch) for way in best if (done := compiled[way]) is not None]
+    return [done for way in best if (done := compiled[way]) is not None]
 
 
 def cycles_of(stages: Iterable[Way]) -> float:
     return sum(stage.cycles for stage in stages)
-
-
-def enlarged(way: Way, stage: Stage, data: bytes, geometry: Geometry, batch: int) -> tuple[Stage, bytes]:
-    """The stage with as many pictures a job as it has room for, of the divisors of `batch`."""
-    for pictures in range(batch, 1, -1):
-        if batch % pictures == 0 and not way.cuts:
-            try:
-                return compile_stage(way.part, way.job, way.cuts, geometry, pictures)[:2]
-            except CapacityError:
-                continue
-    return stage, data
 
 
 @dataclass(frozen=True)
@@ -266,18 +260,37 @@ class Work:
         return Work(int(counts.sum()), int(counts.max()), bool((counts >= ALIKE_SHARE * slots).all()))
 
 
-def estimate(
-    part: Network, job: Network, cuts: Mapping[str, Tiling], work: Mapping[str, Work], geometry: Geometry, pairs: bool
-) -> float:
-    """Cycles of a stage that is not compiled yet. `work` is that of the operators, by their output."""
+@dataclass(frozen=True)
+class Cost:
+    """Cycles of a stage: of the bus to bring on chip `once` what stays, and for each job, or patch of a pair, those of
+    the `array`, those of the bus for `loads` of weights and for the tensors that are `moved`."""
+
+    once: float
+    array: float
+    loads: float
+    moved: float
+
+    def of_picture(self, way: Way, batch: int) -> float:
+        """A picture's share, in batches of so many."""
+        patches = len(way.cuts[way.part.input]) if way.cuts else 1
+        if way.pairs:
+            cycles = patches * max(self.array, self.loads + self.moved) + self.moved + JOB_CYCLES
+        else:
+            cycles = patches * (max(self.array, self.loads) + self.moved + JOB_CYCLES)
+        return self.once / batch + cycles / way.pictures
+
+
+def estimate(way: Way, work: Mapping[str, Work], geometry: Geometry) -> Cost:
+    """What a stage costs that is not compiled yet. `work` is that of the operators, by their output."""
+    job = way.job
     layouts = min(
-        (make_layouts(job, geometry, 1, packed) for packed in (Packed.NONE, Packed.ALL)),
+        (make_layouts(job, geometry, way.pictures, packed) for packed in (Packed.NONE, Packed.ALL)),
         key=lambda layouts: sum(layout.words for layout in layouts.values()),
     )
     cycles_a_word = stream_bits(geometry) / geometry.bus_bits
-    of_ops = [(work[op.output], layouts[op.output].plane_words // layouts[op.output].nibbles) for op in part.ops]
+    of_ops = [(work[op.output], layouts[op.output].plane_words // layouts[op.output].nibbles) for op in job.ops]
     array = sum(own.steps * tiles for own, tiles in of_ops) / geometry.groups
-    copies = 2 if pairs else 1
+    copies = 2 if way.pairs else 1
     room = geometry.groups * geometry.stream_words / copies
     kept = loads = 0.0
     for own, _ in sorted(of_ops, key=lambda of: of[0].steps):
@@ -290,24 +303,13 @@ def estimate(
     moved = moved / geometry.bus_bits
     if 2 * max(own.longest for own, _ in of_ops) > geometry.stream_words:
         array += loads / geometry.groups  # no room for two blocks: while one group's is loaded, the others compute
-    array += LAYER_CYCLES * len(part.ops)
-    return stage_cycles(len(cuts[part.input]) if cuts else 1, pairs, copies * kept, array, loads, moved)
+    return Cost(copies * kept, array + LAYER_CYCLES * len(job.ops), loads, moved)
 
 
-def stage_cycles(patches: int, pairs: bool, once: float, array: float, loads: float, moved: float) -> float:
-    """Cycles of a stage: what is brought on chip `once`, then each patch's multiplications, or its loads of weights,
-    and the tensors that are moved; with `pairs`, of all these what takes longest."""
-    if pairs:
-        return once + patches * max(array, loads + moved) + moved + JOB_CYCLES
-    return once + patches * (max(array, loads) + moved + JOB_CYCLES)
-
-
-def compile_stage(
-    whole: Network, patch: Network, cuts: Mapping[str, Tiling], geometry: Geometry, batch: int, pairs: bool = False
-) -> tuple[Stage, bytes, float]:
-    """The stage that does `whole`, whose jobs do `patch`, the same or one of its patches, or `pairs` of them; its data;
-    and an estimate of the cycles that it takes."""
-    placed, exclusive, layers, streams = fastest(check(patch), geometry, batch, pairs)
+def compile_stage(way: Way, geometry: Geometry) -> tuple[Stage, bytes, Cost]:
+    """A stage, its data, and what it costs, by its schedule."""
+    patch, cuts, pairs = way.job, way.cuts, way.pairs
+    placed, exclusive, layers, streams = fastest(check(patch), geometry, way.pictures, pairs)
     network = twice(patch)[0] if pairs else patch
     plan = plan_streams(streams, geometry, network, len(network.ops) // len(patch.ops))
     patches = len(cuts[patch.input]) if pairs else 1
@@ -324,7 +326,7 @@ def compile_stage(
         output_bytes=emitted.output_bytes,
         trace_tensors=tuple(emitted.traced),
         trace_bytes=emitted.trace_bytes,
-        layers=tuple(layer_info(op, whole, geometry) for op in whole.ops),
+        layers=tuple(layer_info(op, way.part, geometry) for op in way.part.ops),
     )
     copies = len(network.ops) // len(patch.ops)
     loads = emitted.load_cycles(chunks=True)
@@ -332,6 +334,4 @@ def compile_stage(
     if plan.buffers == 1:
         array += loads / geometry.groups  # while one group's are loaded, the others compute
     moved = (stage.input_bytes + stage.output_bytes) * 8 / geometry.bus_bits
-    once = emitted.load_cycles(chunks=False)
-    cycles = stage_cycles(stage.patches, pairs, once, array / copies, loads / copies, moved)
-    return stage, emitted.data, cycles
+    return stage, emitted.data, Cost(emitted.load_cycles(chunks=False), array / copies, loads / copies, moved)

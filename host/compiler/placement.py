@@ -179,10 +179,10 @@ def placements(
         raise failure
 
 
-def fits(network: Network, geometry: Geometry, pairs: bool = False) -> bool:
-    """Whether the activation memory has room for all tensors of one picture, or of a pair of patches."""
+def fits(network: Network, geometry: Geometry, batch: int = 1, pairs: bool = False) -> bool:
+    """Whether the activation memory has room for all tensors of so many pictures, or of a pair of patches."""
     try:
-        next(placements(network, geometry, pairs=pairs))
+        next(placements(network, geometry, batch, pairs))
     except CapacityError:
         return False
     return True

@@ -25,13 +25,14 @@ from sentei.overlay.layout import Tiling
 @dataclass(eq=False)
 class Way:
     """To run a part of a network: jobs do `job`, which is `part` or one of its patches; or one does all patches, in
-    `pairs` that overlap in time. `cycles` is an estimate."""
+    `pairs` that overlap in time; or so many `pictures`. `cycles` of a picture are an estimate."""
 
     part: Network
     job: Network
     cuts: Mapping[str, Tiling]
-    cycles: float
     pairs: bool = False
+    pictures: int = 1
+    cycles: float = 0.0
 
 
 def divisions(network: Network, most: int = 1) -> list[int]:

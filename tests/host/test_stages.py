@@ -60,7 +60,7 @@ def test_stages_in_patches_are_the_whole(seed, most):
     def way(first, end):
         part = part_of(network, first, end)
         job, cuts = next(ways(part, partial(fits, geometry=small)), (None, None))
-        return None if job is None else Way(part, job, cuts, float(rng.random()))
+        return None if job is None else Way(part, job, cuts, cycles=float(rng.random()))
 
     whole = reference.run(network, images)
     tensors = {network.input: images}
@@ -101,8 +101,8 @@ def test_the_cheapest_stages_are_found():
     places = divisions(network)
     assert len(places) >= 4
     part = part_of(network, 0, len(network.ops))
-    alike = best_stages(network, lambda first, end: Way(part, part, {}, 1.0), 6)
-    fine = best_stages(network, lambda first, end: Way(part, part, {}, float((end - first) ** 2)), 6)
+    alike = best_stages(network, lambda first, end: Way(part, part, {}, cycles=1.0), 6)
+    fine = best_stages(network, lambda first, end: Way(part, part, {}, cycles=float((end - first) ** 2)), 6)
     assert len(alike) == 1 and len(fine) == len(network.ops)
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -110,7 +110,7 @@ def test_the_cheapest_stages_are_found():
 
         def way(first, end, costs=costs):
             part = part_of(network, first, end)
-            return Way(part, part, {}, costs[first, end]) if (first, end) in costs else None
+            return Way(part, part, {}, cycles=costs[first, end]) if (first, end) in costs else None
 
         found = best_places(places, way)
         inner = places[1:-1]

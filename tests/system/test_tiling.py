@@ -19,7 +19,7 @@ from sentei.host.apps.measure import benchmark, first_difference
 from sentei.host.compiler.compile import compile_network, compile_stage, linked
 from sentei.host.compiler.placement import fits
 from sentei.host.network import reference
-from sentei.host.network.stages import divisions, part_of, ways
+from sentei.host.network.stages import Way, divisions, part_of, ways
 from sentei.overlay.errors import CapacityError
 from sentei.overlay.registers import REGISTERS
 
@@ -67,7 +67,7 @@ def test_patches_may_overlap_in_time(overlay, seed, pairs):
         if found is None:
             continue
         try:
-            stage, data, _ = compile_stage(network, *found, geometry, 1, pairs)
+            stage, data, _ = compile_stage(Way(network, *found, pairs), geometry)
             break
         except CapacityError:
             continue
@@ -94,7 +94,7 @@ def test_several_tensors_may_lie_between_stages(overlay, seed):
     stages = []
     for part in parts:
         job, cuts = next(ways(part, partial(fits, geometry=geometry)))
-        stages.append(compile_stage(part, job, cuts, geometry, 1)[:2])
+        stages.append(compile_stage(Way(part, job, cuts), geometry)[:2])
     overlay.load(linked(network, stages, geometry))
     assert first_difference(overlay, network, images) is None, f"seed {seed}: {describe(network)}"
 
