@@ -5,6 +5,7 @@ ResNet-8 fits the 8x8 engine, so cycles come from its simulator; where a test sa
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -232,6 +233,22 @@ def test_restart_begins_anew(cifar, trained, tmp_path, no_cycles):
     assert sorted(path.name for path in (tmp_path / "work").rglob("*.pt")) == ["float.pt", "keep-1.pt"]
     assert re.search(r"^float, epoch 1/1: loss \d\.\d+, accuracy \d+\.\d+%, density 1\.000$", text, re.M)
     assert "keep 1, epoch 1/1: " in text, "off a terminal each epoch is a line"
+
+
+def test_train_goes_on_from_a_model(cifar, trained, tmp_path, no_cycles):
+    folder, _ = trained
+    start, float_weights = folder / "out" / "tiny.onnx", folder / "work" / "resnet8-cifar10" / "float.pt"
+    options = ("--keep", "1/9", "--folder", cifar, "--work", tmp_path / "work", "--weights", float_weights, *SHORT)
+    assert sentei("train", "resnet8", "-o", tmp_path / "on.onnx", "--start", start, *options)[::2] == (0, "")
+    before, card = (json.loads(path.with_suffix(".json").read_text()) for path in (start, tmp_path / "on.onnx"))
+    assert card["start"] == {
+        "file": "tiny.onnx",
+        "sha256": hashlib.sha256(start.read_bytes()).hexdigest(),
+        **{name: before[name] for name in ("command", "seconds", "machine")},
+    }
+    assert card["layers"] == before["layers"] and "cores" in card["machine"]
+    missing = tmp_path / "none.onnx"
+    refused("train", "resnet8", "-o", tmp_path / "no.onnx", "--start", missing, *options, text="is no ONNX file")
 
 
 def test_train_options_reach_the_plan(cifar, tmp_path, no_cycles):
