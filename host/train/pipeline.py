@@ -34,8 +34,7 @@ from sentei.host.train.checkpoint import (
     load_checkpoint,
     load_onnx_weights,
 )
-from sentei.host.train.continued import take_over
-from sentei.host.train.export import check_supported, freeze
+from sentei.host.train.export import check_supported, freeze, take_over
 from sentei.host.train.images import Images, augment, best_device, device_of, to_input
 from sentei.host.train.kernel_size import hold_kernel_sizes, remove_parametrizations
 from sentei.host.train.loop import Moment, Recipe, accuracy, estimate_norms, fit, identity, ignore

@@ -82,7 +82,8 @@ def test_a_random_network_equals_the_reference_and_qonnx(overlays, name, seed):
     assert_equal(overlay, model, network, program, random_images(seed, network, batch), text)
 
 
-def all_packed(network, geometry, batch):
+def all_packed(network, geometry, batch, pairs):
+    assert not pairs
     yield place(network, make_layouts(network, geometry, batch, Packed.ALL), geometry)
 
 

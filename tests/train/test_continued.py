@@ -22,8 +22,7 @@ from torch import nn
 from sentei.host.frontend.importer import load
 from sentei.host.network.ir import kept_density
 from sentei.host.train.checkpoint import CheckpointError
-from sentei.host.train.continued import take_over
-from sentei.host.train.export import export
+from sentei.host.train.export import export, take_over
 from sentei.host.train.networks import NETWORKS, conv_norm
 from sentei.host.train.pipeline import Plan, prune_and_retrain
 from sentei.host.train.quantize import quantize
