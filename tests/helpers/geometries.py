@@ -27,7 +27,7 @@ PAGED = Geometry(
 LAYER_GEOMETRIES = {"8x8": PRESETS["8x8"], "32x32": PRESETS["32x32"], "odd": ODD, "narrow": NARROW, "paged": PAGED}
 LAYER_GEOMETRIES |= {"12F": SMALL, "45F": MEDIUM, "85F": LARGE}
 
-SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512, channel_entries=64)  # tables that are loaded in turn
+SMALL_STREAMS = replace(PRESETS["8x8"], stream_words=512, channel_entries=16)  # tables that are loaded in turn
 NETWORK_GEOMETRIES = {
     "8x8": PRESETS["8x8"],
     "portable": PRESETS["8x8"],
