@@ -194,8 +194,7 @@ class SenteiOverlay(pynq.Overlay):
         stage, word_bytes = program.stages[number], program.geometry.word_bytes
         packed = stage.pack(tensors, word_bytes)
         await self._prepare(stage)
-        size = stage.patches_a_job * stage.output_bytes
-        data = await self._run_jobs(stage, packed, stage.body, self._slots, size)
+        data = await self._run_jobs(stage, packed, stage.body, self._slots, stage.job_output_bytes)
         self._stage_cycles[number] = stage.share(self.last_cycles or 0)
         return stage.unpack(data, word_bytes)
 
@@ -243,7 +242,7 @@ class SenteiOverlay(pynq.Overlay):
                 if len(waiting) == len(self._slots):
                     yield _complete(self._collect(*waiting.popleft()))
                 slot = self._slots[number % len(self._slots)]
-                waiting.append(self._start(packed, stage.body, slot, stage.patches_a_job * stage.output_bytes))
+                waiting.append(self._start(packed, stage.body, slot, stage.job_output_bytes))
                 number += 1
         while waiting:
             yield _complete(self._collect(*waiting.popleft()))

@@ -160,6 +160,15 @@ class Stage:
         return self.patches // self.patches_a_job
 
     @property
+    def job_input_bytes(self) -> int:
+        """Of all patches of a job; as `job_output_bytes`."""
+        return self.patches_a_job * self.input_bytes
+
+    @property
+    def job_output_bytes(self) -> int:
+        return self.patches_a_job * self.output_bytes
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a picture."""
         return self.inputs[0].shape
@@ -275,11 +284,11 @@ class Program:
     @property
     def input_bytes(self) -> int:
         """Of the largest job's input, and `output_bytes` of its output, `trace_bytes` of a patch's traced tensors."""
-        return max(stage.patches_a_job * stage.input_bytes for stage in self.stages)
+        return max(stage.job_input_bytes for stage in self.stages)
 
     @property
     def output_bytes(self) -> int:
-        return max(stage.patches_a_job * stage.output_bytes for stage in self.stages)
+        return max(stage.job_output_bytes for stage in self.stages)
 
     @property
     def trace_bytes(self) -> int:

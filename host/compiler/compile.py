@@ -49,7 +49,7 @@ def without_idle_weights(network: Network) -> Network:
     return replace(network, ops=tuple(ops))
 
 
-MOST_TILINGS = 4  # of a stage, that are compiled, until one has room
+MOST_TILINGS = 4  # of a stage, that are estimated, one by one and in pairs
 MOST_LIVING = 6  # tensors between two stages
 JOB_CYCLES = 200  # until the array's first step and after its last one
 LAYER_CYCLES = 50  # between two operators
@@ -177,15 +177,15 @@ def compile_stages(network: Network, geometry: Geometry, batch: int) -> list[tup
     @cache
     def found(first: int, end: int) -> list[Way]:
         part = part_of(network, first, end)
-        found = [
+        possible = [
             Way(part, job, cuts, pairs)
             for pairs in (False, True)
             for job, cuts in islice(ways(part, partial(fits, geometry=geometry, pairs=pairs), pairs), MOST_TILINGS)
         ]
-        found += [Way(part, part, {}, pictures=pictures) for pictures in sizes if fits(part, geometry, pictures)]
-        for way in found:
-            way.cycles = estimate(way, work, geometry).of_picture(way, batch)
-        return found
+        possible += [Way(part, part, {}, pictures=pictures) for pictures in sizes if fits(part, geometry, pictures)]
+        for one in possible:
+            one.cycles = estimate(one, work, geometry).of_picture(one, batch)
+        return possible
 
     compiled: dict[Way, tuple[Stage, bytes] | None] = {}
 

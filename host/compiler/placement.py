@@ -199,9 +199,11 @@ def place(
     are placed first.
     """
     failure = None
-    # Of several outputs only the last is surely made behind the last picture's stores.
-    ways = ((1, False), (0, False)) if network.more_outputs else ((1, True), (0, True), (0, False))
-    ways = ((1, True), (0, True)) if apart else ways
+    ways = [(1, True), (0, True), (0, False)]
+    if apart:
+        ways = [(1, True), (0, True)]
+    elif network.more_outputs:  # only the last is surely made behind the last picture's stores
+        ways = [(1, False), (0, False)]
     for method, (spare, exclusive) in product((in_order, by_size), ways):
         try:
             return method(network, layouts, geometry, spare, exclusive), exclusive

@@ -52,13 +52,18 @@ def load_checkpoint(path: Path, device: torch.device) -> dict:
     return state
 
 
-def load_onnx_weights(network: nn.Module, path: Path) -> None:
-    """Load a network's weights from an ONNX file that was exported from one like it, with its names."""
+def load_onnx(path: Path) -> tuple[onnx.GraphProto, dict[str, torch.Tensor]]:
+    """The graph of an ONNX file, and its constants by their names. CheckpointError if the file is none."""
     try:
         graph = onnx.load(path).graph
     except (OSError, ValueError, DecodeError) as error:
         raise CheckpointError(f"{path} is no ONNX file: {first_line(error)}") from error
-    found = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    return graph, {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+
+
+def load_onnx_weights(network: nn.Module, path: Path) -> None:
+    """Load a network's weights from an ONNX file that was exported from one like it, with its names."""
+    graph, found = load_onnx(path)
     for node in graph.node:  # the exporter writes equal tensors once
         if node.op_type == "Identity" and node.input[0] in found:
             found[node.output[0]] = found[node.input[0]]

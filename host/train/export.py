@@ -28,8 +28,6 @@ import onnx
 import torch
 from brevitas.export import export_qonnx
 from brevitas.nn import QuantConv2d, QuantLinear
-from google.protobuf.message import DecodeError
-from onnx import numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.util.cleanup import cleanup_model
 from torch import Tensor, fx, nn
@@ -38,7 +36,7 @@ from torch.onnx import OnnxExporterError
 from sentei.host.compiler.compile import compile_network
 from sentei.host.errors import InexactModel
 from sentei.host.frontend.importer import load
-from sentei.host.train.checkpoint import CheckpointError, first_line
+from sentei.host.train.checkpoint import CheckpointError, first_line, load_onnx
 from sentei.host.train.kernel_size import remove_parametrizations
 from sentei.host.train.quantize import quantized_layer
 from sentei.host.train.quantizers import ActivationQuantizer
@@ -160,13 +158,9 @@ def take_over(network: fx.GraphModule, path: Path, batches: Iterable[Tensor]) ->
     (N, C, H, W), and their gains and offsets are such that the function stays.  CheckpointError if the file is of
     another network, or of other bits.
     """
-    try:
-        graph = onnx.load(path).graph
-    except (OSError, ValueError, DecodeError) as error:
-        raise CheckpointError(f"{path} is no ONNX file: {first_line(error)}") from error
-    file = _File(path, graph)
+    file = _File(path)
     output = next(node for node in network.graph.nodes if node.op == "output")
-    file.walk(operand(output), graph.output[0].name)
+    file.walk(operand(output), file.output)
     network.recompile()
     _measure(network, batches)
 
@@ -174,11 +168,10 @@ def take_over(network: fx.GraphModule, path: Path, batches: Iterable[Tensor]) ->
 class _File:
     """A model's tensors and the nodes that compute them."""
 
-    def __init__(self, path: Path, graph: onnx.GraphProto):
+    def __init__(self, path: Path):
         self.path = path
-        self.constants = {
-            tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer
-        }
+        graph, self.constants = load_onnx(path)
+        self.output = graph.output[0].name
         self.producers = {name: node for node in graph.node for name in node.output}
         self.done: set[fx.Node] = set()
 

@@ -82,10 +82,11 @@ def test_a_patch_is_stored_once_the_next_is_sent_off():
     a_patch = len(runs) // stage.patches
     assert stage.jobs == 1 and len(stores) == stage.patches > 2
     assert cost.of_picture(way, 1) > cost.of_picture(way, 2) > 0
-    for number, store in enumerate(stores[:-1]):
-        assert (
-            runs[a_patch * (number + 2) - 1] < store < runs[a_patch * (number + 2)] if number + 2 < stage.patches else 1
-        )
+    assert stores[-1] > stores[-2] > runs[-1]
+    for store, last, next_one in zip(
+        stores[:-2], runs[2 * a_patch - 1 : -1 : a_patch], runs[2 * a_patch :: a_patch], strict=True
+    ):
+        assert last < store < next_one
     inputs = [fields for fields in body if fields["opcode"] == Opcode.LOAD and fields["base"] == Base.INPUT]
     assert [fields["offset"] for fields in inputs[: stage.patches]] == [
         number * stage.input_bytes for number in range(stage.patches)
