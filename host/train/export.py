@@ -16,7 +16,6 @@ graph and the traced network are walked together, from the output back to the im
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -186,7 +185,7 @@ class _File:
 
     def constant(self, node: fx.Node, value: str, shape: Iterable[int]) -> Tensor:
         tensor = self.constants.get(value)
-        if tensor is None or tensor.numel() != math.prod(shape):
+        if tensor is None or tensor.squeeze().shape != torch.Size(size for size in shape if size != 1):
             there = "no constant" if tensor is None else f"{tuple(tensor.shape)}"
             raise CheckpointError(
                 f"{self.path} is no model of this network: {node.name} has the shape {tuple(shape)}, not {there}"
@@ -216,13 +215,12 @@ class _File:
             self.replace(node, ActivationQuantizer(int(module.act_quant.bit_width()), bool(signed), scale))
             self.walk(operand(node), quant.input[0])
         elif isinstance(module, QuantConv2d | QuantLinear):
-            layer = self.producer(node, value, "Conv", "MatMul", "Gemm")
+            layer = self.producer(node, value, "MatMul" if isinstance(module, QuantLinear) else "Conv")
             quant = self.producer(node, layer.input[1], "Quant")
             bits = int(module.weight_quant.bit_width())
-            weight = self.constant(node, quant.input[0], module.weight.shape)
-            if isinstance(module, QuantLinear) and weight.shape != module.weight.shape:
-                weight = weight.T
-            module.weight.copy_(weight)
+            shape = module.weight.shape[::-1] if isinstance(module, QuantLinear) else module.weight.shape
+            weight = self.constant(node, quant.input[0], shape)
+            module.weight.copy_(weight.T if isinstance(module, QuantLinear) else weight)
             self.replace(node, quantized_layer(module, bits, self.grid(node, quant, bits)))
             self.walk(operand(node), layer.input[0])
         elif isinstance(module, nn.BatchNorm2d):

@@ -53,7 +53,15 @@ def weights(model: Path) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("make", [tiny, lambda: NETWORKS["resnet8"](3, CLASSES)], ids=["tiny", "resnet8"])
+def with_square_matrix() -> nn.Module:
+    convolutions = conv_norm(3, 8), nn.ReLU(), conv_norm(8, 8), nn.ReLU()
+    return nn.Sequential(*convolutions, *head(8)[:2], nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+
+
+MAKERS = {"tiny": tiny, "resnet8": lambda: NETWORKS["resnet8"](3, CLASSES), "square matrix": with_square_matrix}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_what_is_taken_over_computes_what_the_model_does(make, tmp_path):
     """Also where the float network that is quantized is another one, which wants other scales."""
     torch.manual_seed(SEED)
